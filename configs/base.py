@@ -1,0 +1,120 @@
+"""Every key of a run, with its default. Other configs start from this one.
+
+A size of 0 is derived, where its comment says so. Durations are given in exactly one of
+train.steps, train.tokens, train.epochs, train.tokens_per_param; the others are 0.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Return a small decoder on the standard library's text; set a duration to run."""
+    config = ConfigDict()
+
+    config.model = model = ConfigDict()
+    model.vocab_size = 0  # ids; 0: the tokenizer's, rounded up to a multiple of 64
+    model.max_length = 0  # longest row it can place; 0: data.max_length
+    model.num_layers = 4
+    model.embed_dim = 256
+    model.num_heads = 4
+    model.num_kv_heads = 0  # shared key/value heads; 0: num_heads
+    model.head_dim = 0  # 0: embed_dim / num_heads
+    model.mlp_dim = 0  # 0: 4 * embed_dim
+    model.norm = "rmsnorm"  # rmsnorm | layernorm
+    model.norm_position = "pre"  # pre | sandwich (normalise a branch's output too)
+    model.norm_epsilon = 1e-6
+    model.positions = "rope"  # rope | learned | none
+    model.rope_theta = 10_000.0
+    model.qk_norm = False  # normalise queries and keys in each head
+    model.window = 0  # keys that a local layer sees, itself included; 0: all
+    model.window_pattern = "L"  # repeated over layers: L local, G global
+    model.attention_softcap = 0.0  # cap * tanh(scores / cap); 0: none
+    model.logits_softcap = 0.0  # the same on logits
+    model.activation = "swiglu"  # gelu | relu2 | swiglu | geglu
+    model.tied_embeddings = False  # the output head is the embedding table
+    model.use_bias = False  # on every linear and LayerNorm
+    model.parallel_block = False  # attention and MLP read the same input
+    model.embed_init_std = 0.02
+    model.init_scale = 1.0  # times 1/sqrt(fan in), for every linear
+    model.dtype = "float32"  # of the operands of products: float32 | bfloat16
+    model.residual_dtype = "float32"  # of what flows between them
+    model.remat = "none"  # kept for backward: none (all) | dots | names | full (none)
+
+    config.data = data = ConfigDict()
+    data.source = "stdlib"  # stdlib | text | tfds
+    data.paths = ()  # text: files, globs or folders to train on
+    data.eval_paths = ()  # text: held-out files; (): eval_fraction by a hash of names
+    data.eval_fraction = 0.05
+    data.name = ""  # tfds: dataset, as name[/config][:version]
+    data.tfds_dir = ""  # tfds: where datasets lie; "": TFDS's default
+    data.split = "train"  # tfds
+    data.eval_split = "validation"  # tfds; the same as split: eval_fraction by a hash
+    data.text_field = "text"  # tfds, .jsonl: the field with the text
+    data.on_bad_text = "error"  # what is not UTF-8 or not JSON: error | skip | replace
+    data.tokenizer = "bpe"  # bytes | bpe (trained on the train split) | tokenizer.json
+    data.vocab_size = 4096  # bpe
+    data.end_token = ""  # tokenizer.json: what ends a document; "": the usual names
+    data.max_length = 256  # tokens in a training row
+    data.mask_documents = True  # attention stays within a document
+    data.cache_dir = "~/.cache/fm_jax"  # token stores and trained tokenizers
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"
+    optimizer.learning_rate = 1e-3  # peak
+    optimizer.weight_decay = 0.1  # decoupled, times the learning rate
+    # Path rules, first match wins: which parameters decay.
+    optimizer.decay_rules = (
+        ("norm|bias|embedding", False),
+        (".*", True),
+    )
+    optimizer.beta1 = 0.9
+    optimizer.beta2 = 0.95
+    optimizer.epsilon = 1e-8
+    optimizer.clip_norm = 1.0  # of the global gradient; 0: none
+
+    config.schedule = schedule = ConfigDict()
+    schedule.name = "cosine"  # cosine | linear | constant | wsd | inverse_sqrt
+    schedule.warmup_fraction = 0.02  # of all steps
+    schedule.decay_fraction = 0.2  # wsd: of all steps, at the end
+    schedule.final_fraction = 0.1  # of the peak, at the end
+
+    config.train = train = ConfigDict()
+    train.steps = 0
+    train.tokens = 0.0
+    train.epochs = 0.0
+    train.tokens_per_param = 0.0  # of all parameters
+    train.batch_size = 16  # rows in a step, over all devices and accumulation
+    train.accumulation = 1  # micro-batches that a step's rows are cut into
+    train.seed = 0
+    train.z_loss = 0.0  # weight of logsumexp squared
+    train.loss_chunk = 0  # positions projected to logits at a time; 0: all
+    train.ema_decay = 0.0  # average of weights, used by evaluation; 0: none
+    train.compile_cache = "~/.cache/fm_jax/jax"  # of compiled programs; "": none
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # -1: the devices that are left
+    mesh.fsdp = 1
+    mesh.tensor = 1
+
+    config.eval = ConfigDict()
+    config.eval.every = 200  # steps; 0: only at the end
+    config.eval.batch_size = 16
+    config.eval.max_batches = 16  # while training; the last evaluation takes all
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 200  # steps; 0: only at the end
+    checkpoint.keep = 2  # the latest
+    checkpoint.keep_best = 0  # and those with the lowest eval/loss
+    checkpoint.keep_every = 0  # and those at multiples of this many steps
+
+    config.log = ConfigDict()
+    config.log.every = 10  # steps between lines of metrics.jsonl
+
+    config.sample = sample = ConfigDict()
+    sample.prompt = "def "  # what the samples at the end of training go on from
+    sample.num_samples = 1
+    sample.num_tokens = 128  # 0: no sample
+    sample.temperature = 0.8
+    sample.top_k = 0  # 0: all
+    sample.top_p = 0.95
+    return config

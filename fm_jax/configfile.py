@@ -1,0 +1,123 @@
+"""Config files: loaded, flattened, compared, and named by a fingerprint.
+
+A config file is Python with a `get_config()` or the `config.json` of a run. Imports no
+jax.
+"""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from fm_jax.errors import UserError, unknown
+
+BASE = Path(__file__).parent.parent / "configs" / "base.py"
+# What may differ when a run goes on: where and how often, how long, on which mesh.
+MAY_CHANGE = (
+    "checkpoint.",
+    "eval.",
+    "log.",
+    "mesh.",
+    "sample.",
+    "data.cache_dir",
+    "train.compile_cache",
+    "train.steps",
+    "train.tokens",
+    "train.epochs",
+    "train.tokens_per_param",
+)
+
+
+def load(path: str) -> Any:
+    """Return the ConfigDict of `file.py[:variant]`, or of a run's `config.json`.
+
+    Raises UserError when there is no such file or variant, or the file fails.
+    """
+    from ml_collections import config_dict
+
+    name, _, variant = str(path).partition(":")
+    file = Path(name)
+    if file.is_dir():
+        file = file / "config.json"
+    if not file.is_file():
+        known = sorted(str(p) for p in file.parent.glob("*.py"))
+        if known:
+            raise unknown("--config", name, known)
+        raise UserError(f"--config must be a file; got {name!r}, which does not exist.")
+    if file.suffix == ".json":
+        return config_dict.ConfigDict(_tupled(read_json(file)["config"]))
+    module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        found = module.get_config(variant) if variant else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--config must be a file whose get_config({variant!r} if a variant is "
+            f"given) returns a ConfigDict; got {path!r}, which raised "
+            f"{type(error).__name__}: {str(error).strip(chr(39))}"
+        ) from error
+    if not isinstance(found, config_dict.ConfigDict):
+        raise UserError(
+            f"get_config must return a ConfigDict; got {type(found)} from {path!r}."
+        )
+    return found
+
+
+def load_base() -> dict:
+    """Return the nested dict of every key's default."""
+    return load(str(BASE)).to_dict()
+
+
+def read_json(path: Path) -> dict:
+    """Return a JSON object from a file of ours; raises UserError on anything else."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} must be a JSON file written by a run; got {error}."
+        ) from error
+
+
+def flat(raw: dict, prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as `{"section.key": value}`."""
+    items: dict[str, Any] = {}
+    for name, value in raw.items():
+        if isinstance(value, dict):
+            items |= flat(value, f"{prefix}{name}.")
+        else:
+            items[f"{prefix}{name}"] = value
+    return items
+
+
+def difference(old: dict, new: dict) -> dict[str, tuple[Any, Any]]:
+    """Return `{"section.key": (old, new)}` where two nested dicts differ."""
+    a, b = flat(_tupled(old)), flat(_tupled(new))
+    return {
+        key: (a.get(key), b.get(key))
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    }
+
+
+def may_change(key: str) -> bool:
+    """Return whether a run may go on with another value of this key."""
+    return key.startswith(MAY_CHANGE)
+
+
+def fingerprint(raw: dict) -> str:
+    """Return a digest of the keys that make a run what it is."""
+    fixed = {key: value for key, value in flat(raw).items() if not may_change(key)}
+    text = json.dumps(fixed, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _tupled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tupled(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_tupled(inner) for inner in value)
+    return value

@@ -1,0 +1,355 @@
+"""Where text comes from: documents with names, split into train and held-out."""
+
+import dataclasses
+import glob
+import gzip
+import hashlib
+import io
+import json
+import os
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from fm_jax.errors import UserError, unknown
+
+SPLITS = ("train", "eval")
+SUFFIXES = (".txt", ".md", ".py", ".jsonl")
+PACKINGS = (".gz", ".zst")
+NOT_STDLIB = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+}
+ON_BAD_TEXT = ("error", "skip", "replace")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files:
+    """Text files: a document each, or a document a line for .jsonl.
+
+    `files[split]` maps a document's name to its path. When `eval_fraction` is positive
+    both splits list the same files, and a hash of the document's name decides.
+    """
+
+    files: dict[str, dict[str, Path]]
+    eval_fraction: float
+    text_field: str
+    on_bad_text: str
+
+    def documents(self, split: str) -> Iterator[str]:
+        """Yield the texts of a split, in name order.
+
+        Raises UserError naming file, place and remedy for what cannot be read.
+        """
+        for name, path in self.files[split].items():
+            for document, text in self._texts(name, path):
+                if self.eval_fraction and not self._is_in(document, split):
+                    continue
+                yield text
+
+    def identity(self, split: str) -> dict:
+        """Return what the split's documents follow from, contents included."""
+        digests = {n: _digest(p) for n, p in self.files[split].items()}
+        return {
+            "files": digests,
+            "split": split if self.eval_fraction else "all",
+            "eval_fraction": self.eval_fraction,
+            "text_field": self.text_field,
+            "on_bad_text": self.on_bad_text,
+        }
+
+    def _is_in(self, document: str, split: str) -> bool:
+        held_out = name_fraction(document) < self.eval_fraction
+        return held_out == (split == "eval")
+
+    def _texts(self, name: str, path: Path) -> Iterator[tuple[str, str]]:
+        is_lines = _inner_suffix(path) == ".jsonl"
+        with _open(path) as stream:
+            try:
+                if not is_lines:
+                    text = self._decode(stream.read(), path, 0)
+                    if text:
+                        yield name, text
+                    return
+                offset = 0
+                for number, line in enumerate(stream, start=1):
+                    text = self._line_text(line, path, number, offset)
+                    offset += len(line)
+                    if text:
+                        yield f"{name}#{number}", text
+            except (OSError, EOFError) as error:
+                raise UserError(
+                    f"data file must be readable; got {path} ({error}). "
+                    "Restore it or take it out of data.paths."
+                ) from error
+
+    def _decode(self, raw: bytes, path: Path, offset: int) -> str | None:
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if self.on_bad_text == "skip":
+                return None
+            if self.on_bad_text == "replace":
+                return raw.decode("utf-8", errors="replace")
+            raise UserError(
+                f"data file must be UTF-8; got {path} with a bad byte at offset "
+                f"{offset + error.start}. Mend it, or set "
+                "--config.data.on_bad_text=skip or =replace."
+            ) from error
+
+    def _line_text(self, line: bytes, path, number, offset) -> str | None:
+        decoded = self._decode(line, path, offset)
+        if not decoded or not decoded.strip():
+            return None
+        problem = None
+        try:
+            row = json.loads(decoded)
+            if isinstance(row, dict) and isinstance(row.get(self.text_field), str):
+                return row[self.text_field]
+            problem = f"no text under {self.text_field!r}"
+        except ValueError as error:
+            problem = f"not JSON: {error}"
+        if self.on_bad_text == "skip":
+            return None
+        raise UserError(
+            f"data line must be an object with text under {self.text_field!r}; got "
+            f"{path} line {number} ({problem}). Set --config.data.text_field or "
+            "--config.data.on_bad_text=skip."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tfds:
+    """A text dataset of TensorFlow Datasets, read by random access, without TensorFlow.
+
+    `splits` gives the TFDS split of each of ours; equal ones are split by a hash.
+    """
+
+    name: str
+    data_dir: str
+    splits: dict[str, str]
+    eval_fraction: float
+    text_field: str
+
+    def documents(self, split: str) -> Iterator[str]:
+        """Yield the texts of a split in the dataset's order."""
+        is_shared = self.splits["train"] == self.splits["eval"]
+        for index, row in enumerate(self._open(split)):
+            if is_shared:
+                held_out = name_fraction(f"{self.name}#{index}") < self.eval_fraction
+                if held_out != (split == "eval"):
+                    continue
+            if self.text_field not in row:
+                raise unknown("data.text_field", self.text_field, row)
+            text = row[self.text_field]
+            text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+            if text:
+                yield text
+
+    def identity(self, split: str) -> dict:
+        """Return what the split's documents follow from."""
+        info = self._builder().info
+        parts = {
+            name: [part.num_examples, part.num_bytes, list(part.shard_lengths)]
+            for name, part in sorted(info.splits.items())
+        }
+        return {
+            "tfds": info.full_name,
+            "parts": parts,
+            "splits": self.splits,
+            "split": split,
+            "eval_fraction": self.eval_fraction,
+            "text_field": self.text_field,
+        }
+
+    def _builder(self):
+        import tensorflow_datasets as tfds
+
+        try:
+            return tfds.builder(self.name, data_dir=self.data_dir or None)
+        except (tfds.core.DatasetNotFoundError, FileNotFoundError) as error:
+            raise UserError(
+                f"data.name must be a TFDS dataset; got {self.name!r} "
+                f"({str(error).splitlines()[0]}). See tensorflow.org/datasets."
+            ) from error
+
+    def _open(self, split: str):
+        builder = self._builder()
+        try:
+            return builder.as_data_source(split=self.splits[split])
+        except Exception as error:
+            raise UserError(
+                f"TFDS dataset must be prepared as ArrayRecord; got {self.name!r} "
+                f"split {self.splits[split]!r} "
+                f"({str(error).strip().splitlines()[0]}). Run "
+                f"tfds.builder({self.name!r}, file_format='array_record')"
+                ".download_and_prepare() first."
+            ) from error
+
+
+def make(
+    *,
+    source: str,
+    paths: tuple[str, ...],
+    eval_paths: tuple[str, ...],
+    eval_fraction: float,
+    name: str,
+    tfds_dir: str,
+    split: str,
+    eval_split: str,
+    text_field: str,
+    on_bad_text: str,
+) -> Files | Tfds:
+    """Return the source that the data section of a config describes."""
+    if on_bad_text not in ON_BAD_TEXT:
+        raise unknown("data.on_bad_text", on_bad_text, ON_BAD_TEXT)
+    by_hash = source == "stdlib" or (source == "text" and not eval_paths)
+    if (by_hash or split == eval_split) and not 0 < eval_fraction < 1:
+        raise UserError(
+            "data.eval_fraction must be between 0 and 1 when documents are split by a "
+            f"hash of their names; got {eval_fraction}."
+        )
+    options = {"text_field": text_field, "on_bad_text": on_bad_text}
+    if source == "stdlib":
+        files = stdlib_files()
+        both = {"train": files, "eval": files}
+        return Files(files=both, eval_fraction=eval_fraction, **options)
+    if source == "text":
+        train = matching(paths, "data.paths")
+        held = matching(eval_paths, "data.eval_paths") if eval_paths else train
+        fraction = 0.0 if eval_paths else eval_fraction
+        both = {"train": train, "eval": held}
+        return Files(files=both, eval_fraction=fraction, **options)
+    if source == "tfds":
+        splits = {"train": split, "eval": eval_split}
+        return Tfds(
+            name=name,
+            data_dir=tfds_dir,
+            splits=splits,
+            eval_fraction=eval_fraction,
+            text_field=text_field,
+        )
+    raise unknown("data.source", source, ("stdlib", "text", "tfds"))
+
+
+def stdlib_files() -> dict[str, Path]:
+    """Return the Python standard library's own source files, tests left out."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = {}
+    for folder, inner, names in os.walk(root):
+        inner[:] = sorted(set(inner) - NOT_STDLIB)
+        for name in sorted(names):
+            if name.endswith(".py"):
+                path = Path(folder, name)
+                found[path.relative_to(root).as_posix()] = path
+    if not found:
+        raise UserError(
+            f"the standard library must have its source files; got none under {root}. "
+            "Use another Python, or --config.data.source=text."
+        )
+    return found
+
+
+def matching(patterns: tuple[str, ...], key: str) -> dict[str, Path]:
+    """Return the text files that globs match; a folder stands for all text under it.
+
+    Names are relative to what the matches have in common, so that the split by hash
+    does not depend on where a corpus lies. Raises UserError when nothing matches, or a
+    match is not text.
+    """
+    if not patterns:
+        raise UserError(
+            f"{key} must list files or globs; got none. "
+            f"Example: --config.{key}='(\"corpus/**/*.txt\",)'."
+        )
+    paths: set[Path] = set()
+    for pattern in patterns:
+        expanded = os.path.expanduser(pattern)
+        matches = [Path(p) for p in glob.glob(expanded, recursive=True)]
+        if not matches:
+            raise UserError(f"{key} must match files; got none for {pattern!r}.")
+        for match in matches:
+            if match.is_dir():
+                inside = (p for p in match.rglob("*") if _inner_suffix(p) in SUFFIXES)
+                paths.update(p for p in inside if p.is_file())
+            elif _inner_suffix(match) in SUFFIXES:
+                paths.add(match)
+            elif match.name == os.path.basename(expanded):
+                raise UserError(
+                    f"{key} must name text ({', '.join(SUFFIXES)}, each also .gz or "
+                    f".zst); got {match}."
+                )
+    if not paths:
+        raise UserError(
+            f"{key} must match text files ({', '.join(SUFFIXES)}, each "
+            f"also .gz or .zst); got none in {', '.join(patterns)}."
+        )
+    absolute = sorted(p.resolve() for p in paths)
+    root = os.path.commonpath([p.parent for p in absolute])
+    return {p.relative_to(root).as_posix(): p for p in absolute}
+
+
+def name_fraction(name: str) -> float:
+    """Return a fixed number in [0, 1) for a name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def _inner_suffix(path: Path) -> str:
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] in PACKINGS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".gz":
+            return gzip.open(path, "rb")
+        if suffix == ".zst":
+            import zstandard
+
+            packed = open(path, "rb")  # noqa: SIM115, the caller closes it
+            raw = zstandard.ZstdDecompressor().stream_reader(packed)
+            return io.BufferedReader(_ZstdErrors(raw))
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(
+            f"data file must be readable; got {path} ({error.strerror})."
+        ) from error
+
+
+class _ZstdErrors(io.RawIOBase):
+    """A zstd stream whose damage is an OSError, as gzip's is."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        import zstandard
+
+        try:
+            return self._stream.readinto(buffer)
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "blake2b").hexdigest()[:32]
+    except OSError as error:
+        raise UserError(
+            f"data file must be readable; got {path} ({error.strerror})."
+        ) from error

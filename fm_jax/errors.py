@@ -1,0 +1,24 @@
+"""The exceptions that end a command with a known exit status, and their wording."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: one line on stderr and exit status 2."""
+
+
+class DivergedError(RuntimeError):
+    """Training left the finite numbers: exit status 76, so that nothing restarts it."""
+
+
+def unknown(thing: str, name: object, known: Iterable[str]) -> UserError:
+    """Return the error for a name that is not known, nearest known names first."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    rest = [k for k in known if k not in near]
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    listed = ", ".join([*near, *rest])
+    return UserError(
+        f"{thing} must be one of the known names; got {name!r}. {hint}Known: {listed}"
+    )

@@ -1,0 +1,1 @@
+"""What a model is worth: likelihood on held-out text."""

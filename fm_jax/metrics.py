@@ -1,0 +1,111 @@
+"""Numbers about a run: where its time went, and how close it is to the machine."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+# Dense bf16 FLOP/s as the makers publish them (data sheets of NVIDIA and Google Cloud).
+PUBLISHED_PEAKS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops(dtype: str) -> tuple[float, str]:
+    """Return the FLOP/s that all devices together can reach, and where it comes from.
+
+    The published peak where there is one for this dtype, else a product timed here.
+    """
+    kind = jax.devices()[0].device_kind
+    if dtype == "bfloat16":
+        for name, peak in PUBLISHED_PEAKS.items():
+            if kind.startswith(name):
+                return peak * jax.device_count(), f"published for {name}"
+    measured = measure_matmul(dtype)
+    # Simulated devices of one CPU share its cores.
+    count = 1 if jax.default_backend() == "cpu" else jax.device_count()
+    return measured * count, "measured matmul"
+
+
+def measure_matmul(dtype: str, size: int = 2048, seconds: float = 0.4) -> float:
+    """Return the best FLOP/s of a square product with float32 output, on one device."""
+    a = jnp.ones((size, size), dtype)
+
+    @jax.jit
+    def product(x):
+        return jnp.matmul(x, x, preferred_element_type=jnp.float32)
+
+    product(a).block_until_ready()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class Clock:
+    """Wall time by phase; an inner phase's time is not counted in the outer one."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._stack: list[str] = []
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of the block under `name`."""
+        self._settle()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._stack.pop()
+
+    def close(self) -> None:
+        """Count the time up to now."""
+        self._settle()
+
+    def _settle(self) -> None:
+        now = time.perf_counter()
+        name = self._stack[-1] if self._stack else "other"
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
+
+
+class CompileWatch:
+    """Counts what jax compiled and what its persistent cache spared, from creation."""
+
+    def __init__(self):
+        self.hits = self.misses = 0
+        self.seconds = self.saved = 0.0
+        jax.monitoring.register_event_listener(self._on_event)
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+
+    def _on_event(self, event: str, **_) -> None:
+        self.hits += event == "/jax/compilation_cache/cache_hits"
+        self.misses += event == "/jax/compilation_cache/cache_misses"
+
+    def _on_duration(self, event: str, seconds: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.seconds += seconds
+        elif event == "/jax/compilation_cache/compile_time_saved_sec":
+            self.saved += max(seconds, 0.0)
+
+    def line(self) -> str:
+        """Return one line for the log."""
+        return (
+            f"compiled in {self.seconds:.1f} s; persistent cache: {self.hits} hits "
+            f"({self.saved:.1f} s saved), {self.misses} misses"
+        )

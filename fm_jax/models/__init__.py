@@ -1,0 +1,1 @@
+"""The decoder: its values, its layers, what it counts."""

@@ -1,0 +1,82 @@
+"""Schedules of the learning rate and the optax chain."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import optax
+
+from fm_jax import trees
+from fm_jax.errors import unknown
+
+SCHEDULES = ("cosine", "linear", "constant", "wsd", "inverse_sqrt")
+OPTIMIZERS = ("adamw",)
+
+
+def schedule(
+    *,
+    name: str,
+    peak: float,
+    num_steps: int,
+    warmup_fraction: float,
+    decay_fraction: float,
+    final_fraction: float,
+) -> Callable:
+    """Return the learning rate as a function of the updates made before.
+
+    All warm up linearly to `peak` and then: cosine and linear fall to `final_fraction`
+    of it at `num_steps`; constant stays; wsd stays and falls linearly over the last
+    `decay_fraction` (arXiv 2404.06395); inverse_sqrt falls as sqrt(warm-up / step).
+    """
+    if name not in SCHEDULES:
+        raise unknown("schedule.name", name, SCHEDULES)
+    warmup = max(1, round(warmup_fraction * num_steps))
+    rest = max(1, num_steps - warmup)
+    decay = max(1, round(decay_fraction * num_steps))
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((step - warmup) / rest, 0, 1)
+        after = {
+            "cosine": lambda: _fall(0.5 * (1 + jnp.cos(jnp.pi * done)), final_fraction),
+            "linear": lambda: _fall(1 - done, final_fraction),
+            "constant": lambda: jnp.float32(1),
+            "wsd": lambda: _fall(
+                jnp.clip((num_steps - step) / decay, 0, 1), final_fraction
+            ),
+            "inverse_sqrt": lambda: jnp.sqrt(warmup / jnp.maximum(step, warmup)),
+        }[name]()
+        return peak * jnp.where(step < warmup, (step + 1) / warmup, after)
+
+    return rate
+
+
+def _fall(left, final_fraction):
+    return final_fraction + (1 - final_fraction) * left
+
+
+def decay_mask(params: dict, rules: Sequence[tuple[str, bool]]) -> dict:
+    """Return which parameters decay, by the first rule whose pattern finds the path."""
+    return trees.by_rules(params, rules, "optimizer.decay_rules")
+
+
+def make(
+    rate: Callable,
+    mask: dict,
+    *,
+    name: str,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    clip_norm: float,
+) -> optax.GradientTransformation:
+    """Return global-norm clipping, then AdamW (arXiv 1711.05101) at `rate`(step)."""
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer.name", name, OPTIMIZERS)
+    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    return optax.chain(
+        *clip,
+        optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon),
+        optax.add_decayed_weights(weight_decay, mask=mask),
+        optax.scale_by_learning_rate(rate),
+    )

@@ -1,0 +1,124 @@
+"""The run folder: a run that explains itself through its files. Imports no jax."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A folder with config.json, metrics.jsonl, log.txt, checkpoints/ and DONE.
+
+    FAILED holds the reason where a run stopped otherwise. Every writer here leaves
+    either the old file or the new one, and a line of metrics whole or absent.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def exists(self) -> bool:
+        """Return whether a run was begun here."""
+        return (self.path / "config.json").exists()
+
+    def done_step(self) -> int:
+        """Return the step that the run came to its end at, 0 while it has not."""
+        file = self.path / "DONE"
+        return int(file.read_text()) if file.exists() else 0
+
+    def check_free(self) -> None:
+        """Raise UserError when the folder holds something that is not a run."""
+        if (
+            self.path.exists()
+            and not self.exists()
+            and (not self.path.is_dir() or any(self.path.iterdir()))
+        ):
+            raise UserError(
+                f"--workdir must be a run or an empty folder; got {self.path}, which "
+                "holds something else. Choose another folder."
+            )
+
+    def begin(self) -> None:
+        """Make the folder, and take away what said that the run had stopped."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in ("DONE", "FAILED"):
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--workdir must be a folder to write in; got {self.path} "
+                f"({error.strerror})."
+            ) from error
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder at once or not at all."""
+        beside = self.path / f".{name}.writing"
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, self.path / name)
+
+    def write_config(self, record: dict[str, Any]) -> None:
+        """Write config.json."""
+        self.write("config.json", json.dumps(record, indent=1, default=str) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """Return config.json; raises UserError when there is none to read."""
+        try:
+            return json.loads((self.path / "config.json").read_text())
+        except FileNotFoundError as error:
+            raise UserError(
+                f"a run must be a folder with config.json; got {self.path}. "
+                "fm train prints the folder of its run."
+            ) from error
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}/config.json must be JSON; got {error}."
+            ) from error
+
+    def log(self, line: str) -> None:
+        """Append a line to log.txt."""
+        with open(self.path / "log.txt", "a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    def append(self, row: dict[str, Any], name: str = "metrics.jsonl") -> None:
+        """Append one object as a line."""
+        with open(self.path / name, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def rows(self, name: str = "metrics.jsonl") -> Iterator[dict[str, Any]]:
+        """Yield the objects of a .jsonl file; a torn last line is left out."""
+        file = self.path / name
+        if not file.exists():
+            return
+        with open(file, encoding="utf-8") as stream:
+            for line in stream:
+                if not line.endswith("\n"):
+                    return
+                yield json.loads(line)
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written after `step` was saved: it is about to be made again.
+
+        Samples and the closing row come after the last save, so they go too.
+        """
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if (self.path / name).exists():
+                kept = [
+                    row
+                    for row in self.rows(name)
+                    if row["step"] <= step
+                    and not any(k == "text" or k.startswith("final/") for k in row)
+                ]
+                self.write(name, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Return the steps and values of one metric."""
+        pairs = [(r["step"], r[name]) for r in self.rows() if name in r]
+        return [step for step, _ in pairs], [value for _, value in pairs]

@@ -1,0 +1,1 @@
+"""The step, the loop, and the one place that puts the parts together."""

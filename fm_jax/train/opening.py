@@ -1,0 +1,128 @@
+"""Before the first step: may this run begin here, and what it says of itself."""
+
+import datetime
+import shutil
+from pathlib import Path
+
+import jax
+
+from fm_jax import configfile, machine, trees
+from fm_jax.checkpoints import size_bytes
+from fm_jax.errors import UserError
+from fm_jax.models import counts
+from fm_jax.runs import Run
+from fm_jax.train.compose import Data, Parts
+
+
+def earlier_record(run: Run, raw: dict) -> dict | None:
+    """Return config.json of the run that is to go on, or None in a new folder.
+
+    Raises UserError when the folder holds something else, or a run begun with other
+    values of keys that may not change.
+    """
+    run.check_free()
+    if not run.exists():
+        return None
+    record = run.read_config()
+    changed = {
+        key: pair
+        for key, pair in configfile.difference(record["config"], raw).items()
+        if not configfile.may_change(key)
+    }
+    if changed:
+        shown = "; ".join(
+            f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items()
+        )
+        raise UserError(
+            f"--workdir must be this run's; got {run.path}, begun with other values: "
+            f"{shown}. Choose another --workdir."
+        )
+    return record
+
+
+def data_record(data: Data) -> dict[str, str]:
+    """Return digests of the tokenizer and of both splits' text."""
+    return {
+        "tokenizer": data.tokenizer.fingerprint,
+        "train_store": data.train.store.path.name,
+        "eval_store": data.eval.store.path.name,
+    }
+
+
+def refuse_other_data(run: Run, old: dict, new: dict) -> None:
+    """Raise UserError when the data is not what the run was begun with."""
+    changed = [name for name in new if old.get(name) != new[name]]
+    if changed:
+        raise UserError(
+            f"the data must be what {run.path} was begun with; got another "
+            f"{', '.join(changed)}. Restore the files, or choose another --workdir."
+        )
+
+
+def require_room(path: Path, needed: int) -> None:
+    """Raise UserError when the disk under `path` cannot hold twice `needed` bytes."""
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < 2 * needed:
+        raise UserError(
+            "the disk under --workdir must have room for two checkpoints "
+            f"({2 * needed / 1e6:,.0f} MB); got {free / 1e6:,.0f} MB free at {folder}."
+        )
+
+
+def record(parts: Parts, data: Data, command: list[str], earlier: dict | None) -> dict:
+    """Return config.json: every key, what follows from them, and each start so far."""
+    raw = parts.config.raw
+    start = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "git": machine.git_state(),
+        "versions": machine.versions(),
+        "devices": [str(device) for device in jax.devices()],
+        "mesh": dict(parts.mesh.shape),
+    }
+    if earlier:
+        start["changed"] = configfile.difference(earlier["config"], raw)
+    return {
+        "config": raw,
+        "fingerprint": configfile.fingerprint(raw),
+        "changed_from_base": configfile.difference(configfile.load_base(), raw),
+        "resolved": {
+            "steps": parts.num_steps,
+            "vocab_size": parts.config.model.vocab_size,
+            "params": vars(counts.params(parts.config.model)),
+            "flops_per_token": parts.flops_per_token,
+        },
+        "data": data_record(data),
+        "history": [*(earlier["history"] if earlier else []), start],
+    }
+
+
+def plan(parts: Parts, data: Data, run: Run) -> list[str]:
+    """Return lines that say what is about to happen."""
+    config = parts.config
+    params = counts.params(config.model)
+    tokens = parts.num_steps * parts.tokens_per_step
+    corpus = len(data.train.store) - 1
+    held_out = data.eval.store
+    return [
+        f"model   {params.total:,} parameters ({params.non_embedding:,} without "
+        f"embedding and head), {config.model.vocab_size:,} ids",
+        f"data    {corpus:,} tokens to train on, {len(held_out) - 1:,} held out "
+        f"({held_out.num_bytes:,} bytes)",
+        f"plan    {parts.num_steps:,} steps of {config.train.batch_size} x "
+        f"{config.data.max_length} tokens = {tokens:,} tokens "
+        f"({tokens / corpus:.2f} epochs, {tokens / params.total:.2f} per parameter), "
+        f"{tokens * parts.flops_per_token:.2e} FLOPs",
+        f"memory  {size_bytes(parts.abstract) / 1e6:,.0f} MB of parameters and "
+        f"optimizer, over mesh {dict(parts.mesh.shape)}",
+        f"run     {run.path}",
+    ]
+
+
+def decayed(parts: Parts) -> list[str]:
+    """Return the paths of the parameters under weight decay."""
+    by_path = trees.leaves_by_path(parts.decay_mask)
+    return [name for name, decays in by_path.items() if decays]

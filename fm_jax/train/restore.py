@@ -1,0 +1,99 @@
+"""A run read back: its config, its tokenizer, its weights."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from fm_jax import config as configs
+from fm_jax import configfile, sharding
+from fm_jax.checkpoints import Checkpoints, abstract_of
+from fm_jax.data import tokenizers
+from fm_jax.data.tokenizers import Tokenizer
+from fm_jax.errors import UserError
+from fm_jax.evaluation import likelihood
+from fm_jax.models import zoo
+from fm_jax.models.zoo import Model
+from fm_jax.runs import Run
+from fm_jax.train import compose
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """The weights of one step of a run, on a mesh of all devices.
+
+    `params` are the averaged weights where the run keeps an average.
+    """
+
+    config: configs.Config
+    tokenizer: Tokenizer
+    model: Model
+    params: dict
+    step: int
+
+
+def load(path: Path, step: str = "latest") -> Restored:
+    """Return the weights of a run's step: a number, `latest`, or `best` (eval/loss).
+
+    Raises UserError when there is no such run or step.
+    """
+    run = Run(path)
+    record = run.read_config()
+    config = configs.check(configfile.load(str(path / "config.json")).to_dict())
+    tokenizer = tokenizers.load(
+        path / "tokenizer.json", end_token=config.data.end_token
+    )
+    config = compose.resolve(config, tokenizer)
+    if not run.checkpoints.is_dir():
+        raise UserError(f"a run must have a checkpoint to read; got none in {path}.")
+    compose.use_compile_cache(config.train.compile_cache)
+    model = zoo.build(config.model)
+    # The run's own mesh may not exist here: weights are spread over fsdp, whatever
+    # the number of devices, where that divides, and else copied to each.
+    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+    places = sharding.tree_shardings(model.axes, model.abstract, mesh)
+    with jax.set_mesh(mesh):
+        saved = Checkpoints(run.checkpoints)
+        chosen = _choose(saved, step, path)
+        part = "ema" if record["config"]["train"]["ema_decay"] else "params"
+        params = saved.restore(chosen, {part: abstract_of(model.abstract, places)})
+        saved.close()
+    return Restored(config, tokenizer, model, params[part], chosen)
+
+
+def evaluate(path: Path, step: str = "latest") -> dict[str, float]:
+    """Return the metrics of a run's step over all its held-out text.
+
+    Raises UserError also when the run's data is no longer what it was trained with.
+    """
+    held = load(path, step)
+    data = compose.open_data(held.config, lambda line: None)
+    if Run(path).read_config()["data"]["eval_store"] != data.eval.store.path.name:
+        raise UserError(
+            f"the held-out text must be what {path} was trained with; got "
+            "another. Restore the files."
+        )
+    parts = compose.build(held.config, corpus_tokens=len(data.train.store) - 1)
+    with parts.on_mesh():
+        return likelihood.evaluate(
+            parts.eval_step, held.params, compose.eval_batches(parts, data, 0)
+        )
+
+
+def _choose(saved: Checkpoints, step: str, path: Path) -> int:
+    steps = saved.steps()
+    if not steps:
+        raise UserError(f"a run must have a checkpoint to read; got none in {path}.")
+    if step == "latest":
+        return steps[-1]
+    if step == "best":
+        best = saved.best()
+        if best is None:
+            raise UserError(
+                f"--step=best needs checkpoints with an evaluation; got "
+                f"none in {path}. Set checkpoint.keep_best in training."
+            )
+        return best
+    if not step.isdigit():
+        raise UserError(f"--step must be a number, latest or best; got {step!r}.")
+    return int(step)

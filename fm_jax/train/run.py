@@ -1,0 +1,275 @@
+"""One training run, from a checked config to a finished run folder."""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import jax
+
+from fm_jax import config as configs
+from fm_jax import generation, machine, metrics, report
+from fm_jax.checkpoints import Checkpoints, size_bytes
+from fm_jax.evaluation import likelihood
+from fm_jax.runs import Run
+from fm_jax.train import compose, loop, opening
+from fm_jax.train.compose import Data, Parts
+from fm_jax.train.progress import Progress
+from fm_jax.train.step import TrainState
+
+
+def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
+    """Train, or go on training, the run in `workdir`; return it when it is done.
+
+    Raises UserError for what the user can mend, before a device is touched where that
+    can be; DivergedError when the loss is no longer finite. Once the run has begun, the
+    reason is left in its folder.
+    """
+    run = Run(workdir)
+    clock = metrics.Clock()
+    startup = {"import": machine.seconds_since_start()}
+    earlier = opening.earlier_record(run, config.raw)
+    with clock.phase("data"):
+        data = compose.open_data(config, _print)
+    if earlier is not None:
+        opening.refuse_other_data(run, earlier["data"], opening.data_record(data))
+    config = compose.resolve(config, data.tokenizer)
+    with clock.phase("devices"):
+        compose.use_compile_cache(config.train.compile_cache)
+        compiles = metrics.CompileWatch()
+        parts = compose.build(config, corpus_tokens=len(data.train.store) - 1)
+    if run.done_step() >= parts.num_steps:
+        _print(
+            f"This run is done: {run.path}. Choose another --workdir for a new one, or "
+            "raise its duration to go on."
+        )
+        return run
+    opening.require_room(run.path, size_bytes(parts.abstract))
+
+    run.begin()
+    try:
+        run.write("tokenizer.json", data.tokenizer.to_json())
+        run.write_config(opening.record(parts, data, command, earlier))
+        trainer = _Trainer(run, parts, data, clock, startup, compiles)
+        with parts.on_mesh():
+            trainer.train(goes_on=earlier is not None)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            run.write("FAILED", f"{type(error).__name__}: {error}\n")
+        raise
+    return run
+
+
+class _Trainer:
+    """What a run holds while its steps go by."""
+
+    def __init__(
+        self,
+        run: Run,
+        parts: Parts,
+        data: Data,
+        clock: metrics.Clock,
+        startup: dict[str, float],
+        compiles: metrics.CompileWatch,
+    ):
+        self.run, self.parts, self.data = run, parts, data
+        self.config = parts.config
+        self.clock, self.startup, self.compiles = clock, startup, compiles
+        self.rate = loop.Rate()
+        self.progress: Progress | None = None
+
+    def train(self, *, goes_on: bool) -> None:
+        parts, config = self.parts, self.config
+        for line in opening.plan(parts, self.data, self.run):
+            self._say(line)
+        self.run.log("weight decay on: " + ", ".join(opening.decayed(parts)))
+        with contextlib.ExitStack() as stack:
+            saved = Checkpoints(
+                self.run.checkpoints,
+                keep=config.checkpoint.keep,
+                keep_best=config.checkpoint.keep_best,
+                keep_every=config.checkpoint.keep_every,
+            )
+            stack.callback(saved.close)
+            state, start = self._first_state(saved, goes_on)
+            with self.clock.phase("compile"):
+                step_fn = parts.train_step.lower(
+                    parts.abstract, parts.abstract_batch(config.train.batch_size)
+                ).compile()
+            with self.clock.phase("measure"):
+                self.peak, source = metrics.peak_flops(config.model.dtype)
+            self._say(
+                f"{self.compiles.line()}; machine peak {self.peak / 1e9:,.0f} GFLOP/s "
+                f"({source}, {config.model.dtype})"
+            )
+            self.progress = Progress(parts.num_steps, start)
+            stack.callback(self.progress.close)
+            state = loop.run(
+                state,
+                step_fn,
+                compose.train_batches(parts, self.data, start),
+                parts.put,
+                start=start,
+                stop=parts.num_steps,
+                clock=self.clock,
+                hooks=loop.Hooks(
+                    on_metrics=self._on_metrics,
+                    is_due=lambda step: self._evaluates(step) or self._saves(step),
+                    on_step=lambda step, state: self._on_step(step, state, saved),
+                ),
+            )
+            self.progress.close()
+            final = self._evaluate(state, max_batches=0)
+            with self.clock.phase("checkpoint"):
+                saved.wait()
+        self._sample(state)
+        self._finish(final)
+
+    def _first_state(self, saved: Checkpoints, goes_on: bool) -> tuple[TrainState, int]:
+        found = saved.steps() if goes_on else []
+        step = found[-1] if found else 0
+        self.run.rewind(step)
+        if found:
+            with self.clock.phase("restore"):
+                held = saved.restore(step, self.parts.state_parts(self.parts.abstract))
+            self._say(f"Going on from step {step:,} of {self.run.path}")
+            return self.parts.state_of(held), step
+        with self.clock.phase("init"):
+            state = self.parts.init(jax.random.key(self.config.train.seed))
+            return jax.block_until_ready(state), 0
+
+    # ---- along the way
+
+    def _evaluates(self, step: int) -> bool:
+        every = self.config.eval.every
+        return every > 0 and (step % every == 0 or step == self.parts.num_steps)
+
+    def _saves(self, step: int) -> bool:
+        every = self.config.checkpoint.every
+        return step == self.parts.num_steps or (every > 0 and step % every == 0)
+
+    def _on_step(self, step: int, state: TrainState, saved: Checkpoints) -> None:
+        row = {}
+        if self._evaluates(step):
+            numbers = self._evaluate(state, self.config.eval.max_batches)
+            row = {f"eval/{name}": value for name, value in numbers.items()}
+            self.run.append({"step": step, **row})
+            self._say(
+                f"step {step}: held-out loss {numbers['loss']:.4f} nats/token, "
+                f"{numbers['bits_per_byte']:.4f} bits/byte"
+            )
+        if self._saves(step):
+            with self.clock.phase("checkpoint"):
+                measured = {"eval/loss": row["eval/loss"]} if row else None
+                saved.save(step, self.parts.state_parts(state), measured)
+        self.rate.pause()
+
+    def _on_metrics(self, step: int, numbers: dict[str, float]) -> None:
+        self.rate.add(step)
+        if "total" not in self.startup:
+            self._record_startup(step)
+        steps_per_second = self.rate.steps_per_second()
+        speed = steps_per_second * self.parts.tokens_per_step
+        mfu = speed * self.parts.flops_per_token / self.peak
+        if step % self.config.log.every == 0 or step == self.parts.num_steps:
+            row = {"step": step, **numbers}
+            if speed:
+                row |= {"perf/tokens_per_second": speed, "perf/mfu": mfu}
+            self.run.append(row)
+        if speed:
+            shown = {
+                "loss": numbers["train/loss"],
+                "bits_per_byte": numbers["train/bits_per_byte"],
+                "tokens_per_second": speed,
+                "mfu": mfu,
+            }
+            left = (self.parts.num_steps - step) / steps_per_second
+            self.progress.update(step, shown, left)
+
+    def _record_startup(self, step: int) -> None:
+        self.startup |= self.clock.seconds | {"total": machine.seconds_since_start()}
+        row = {
+            f"startup/{name}_seconds": round(seconds, 3)
+            for name, seconds in self.startup.items()
+        }
+        self.run.append({"step": step, **row})
+        shown = ", ".join(
+            f"{name} {seconds:.1f}"
+            for name, seconds in self.startup.items()
+            if name != "total" and seconds >= 0.05
+        )
+        self._say(f"first step after {self.startup['total']:.1f} s: {shown}")
+
+    def _evaluate(self, state: TrainState, max_batches: int) -> dict[str, float]:
+        with self.clock.phase("eval"):
+            return likelihood.evaluate(
+                self.parts.eval_step,
+                state.weights(),
+                compose.eval_batches(self.parts, self.data, max_batches),
+            )
+
+    # ---- the end
+
+    def _sample(self, state: TrainState) -> None:
+        sample, tokenizer = self.config.sample, self.data.tokenizer
+        if not sample.num_tokens:
+            return
+        ids = tokenizer.encode_batch([sample.prompt])[0].tolist()
+        with self.clock.phase("sample"):
+            found = generation.generate(
+                self.parts.model,
+                state.weights(),
+                [[tokenizer.end_id, *ids]] * sample.num_samples,
+                num_tokens=sample.num_tokens,
+                end_id=tokenizer.end_id,
+                temperature=sample.temperature,
+                top_k=sample.top_k,
+                top_p=sample.top_p,
+                seed=self.config.train.seed,
+            )
+        for ids in found:
+            text = sample.prompt + tokenizer.decode(ids)
+            self.run.append(
+                {"step": self.parts.num_steps, "text": text}, "samples.jsonl"
+            )
+            _print(f"\n--- a sample, going on from {sample.prompt!r}:\n{text}\n---\n")
+
+    def _finish(self, final: dict[str, float]) -> None:
+        run, held_out = self.run, self.data.eval.store
+        gzip_bits = held_out.header["gzip_bytes"] * 8 / held_out.num_bytes
+        self.clock.close()
+        run.append(
+            {
+                "step": self.parts.num_steps,
+                **{f"final/{name}": value for name, value in final.items()},
+                "gzip/bits_per_byte": gzip_bits,
+                "memory/peak_host_bytes": machine.peak_memory_bytes(),
+                "compile/seconds": self.compiles.seconds,
+                "compile/cache_hits": self.compiles.hits,
+                "compile/cache_misses": self.compiles.misses,
+                "compile/seconds_saved": self.compiles.saved,
+                "perf/peak_flops": self.peak,
+                **{f"time/{n}_seconds": s for n, s in self.clock.seconds.items()},
+            }
+        )
+        self._say(
+            f"all held-out text, {held_out.num_bytes:,} bytes: "
+            f"{final['bits_per_byte']:.4f} bits/byte by this model, "
+            f"{gzip_bits:.4f} by gzip -9"
+        )
+        report.write([run.path], run.path / "report.html")
+        run.write("DONE", f"{self.parts.num_steps}\n")
+        _print(
+            f"run folder: {run.path}\n"
+            "next:\n"
+            f"  fm generate --run={run.path} --prompt='class '\n"
+            f"  fm eval --run={run.path}\n"
+            f"  fm report {run.path}    # makes report.html there again"
+        )
+
+    def _say(self, line: str) -> None:
+        self.run.log(line)
+        (self.progress.say if self.progress else _print)(line)
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,152 @@
+"""The train state and the two pure functions over it: one update, one evaluation."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fm_jax import objectives, sharding
+from fm_jax.models.zoo import Model
+
+LN2 = math.log(2)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """Everything that a step changes. `ema` is an averaged copy of params, or None."""
+
+    step: jax.Array
+    params: dict
+    opt_state: Any
+    ema: dict | None
+
+    def weights(self) -> dict:
+        """Return the params to evaluate: the average where one is kept."""
+        return self.params if self.ema is None else self.ema
+
+
+def create(
+    model: Model, tx: optax.GradientTransformation, *, ema_decay: float
+) -> Callable[[jax.Array], TrainState]:
+    """Return the function of an rng that makes the state before the first step."""
+
+    def init(rng):
+        params = model.init(rng)
+        ema = jax.tree.map(jnp.copy, params) if ema_decay else None
+        return TrainState(jnp.int32(0), params, tx.init(params), ema)
+
+    return init
+
+
+def state_shardings(abstract: TrainState, model: Model, mesh) -> TrainState:
+    """Return where each leaf of the state lives: all by the params' logical axes."""
+    params = sharding.tree_shardings(model.axes, model.abstract, mesh)
+    whole = sharding.replicated(mesh)
+    return TrainState(
+        step=whole,
+        params=params,
+        opt_state=sharding.like_params(
+            abstract.opt_state, model.abstract, params, whole
+        ),
+        ema=None if abstract.ema is None else params,
+    )
+
+
+def loss_sums(model: Model, *, z_loss: float, loss_chunk: int) -> Callable:
+    """Return f(params, batch) -> (summed loss in nats, sums), over weighted targets."""
+    config = model.config
+
+    def sums_of(params, batch):
+        x_BTD, _ = model.hidden(
+            params, batch["tokens"], batch["positions"], batch["segment_ids"]
+        )
+        total, sums = objectives.cross_entropy(
+            x_BTD,
+            model.head(params),
+            batch["targets"],
+            batch["loss_weights"],
+            softcap=config.logits_softcap,
+            z_loss=z_loss,
+            chunk=loss_chunk,
+            dtype=jnp.dtype(config.dtype),
+        )
+        counted = batch["target_bytes"] * (batch["loss_weights"] > 0)
+        return total, sums | {"bytes": jnp.sum(counted).astype(jnp.float32)}
+
+    return sums_of
+
+
+def make_train_step(
+    model: Model,
+    tx: optax.GradientTransformation,
+    rate: Callable,
+    *,
+    accumulation: int,
+    z_loss: float,
+    loss_chunk: int,
+    ema_decay: float,
+) -> Callable:
+    """Return f(state, batch) -> (state, metrics).
+
+    The gradient is that of the summed loss over all micro-batches, divided once by the
+    sum of weights: cutting a batch up changes nothing but rounding.
+    """
+    grad_of = jax.value_and_grad(
+        loss_sums(model, z_loss=z_loss, loss_chunk=loss_chunk), has_aux=True
+    )
+
+    def train_step(state, batch):
+        grads, sums = _accumulated(grad_of, state.params, batch, accumulation)
+        weight = jnp.maximum(sums["weight"], 1e-9)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - ema_decay)
+        metrics = {
+            "train/loss": sums["nll"] / weight,
+            "train/bits_per_byte": sums["nll"] / LN2 / jnp.maximum(sums["bytes"], 1),
+            "train/accuracy": sums["correct"] / weight,
+            "train/tokens": sums["weight"],
+            "grads/norm": optax.global_norm(grads),
+            "optimizer/learning_rate": rate(state.step),
+        }
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return train_step
+
+
+def make_eval_step(model: Model, *, loss_chunk: int) -> Callable:
+    """Return f(params, batch) -> sums `nll`, `weight`, `correct`, `bytes`."""
+    sums_of = loss_sums(model, z_loss=0.0, loss_chunk=loss_chunk)
+    return lambda params, batch: sums_of(params, batch)[1]
+
+
+def _accumulated(grad_of, params, batch, accumulation):
+    if accumulation == 1:
+        (_, sums), grads = grad_of(params, batch)
+        return grads, sums
+
+    def cut(x):
+        # Every device keeps its own rows: micro-batch a is rows a, a+A, a+2A, ...
+        return jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1)
+
+    def body(carry, micro):
+        micro = {
+            name: sharding.constrain(x, "batch", *[None] * (x.ndim - 1))
+            for name, x in micro.items()
+        }
+        (_, sums), grads = grad_of(params, micro)
+        return jax.tree.map(jnp.add, carry, (grads, sums)), None
+
+    micro = {name: cut(x) for name, x in batch.items()}
+    one = jax.eval_shape(grad_of, params, {name: x[0] for name, x in micro.items()})
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (one[1], one[0][1]))
+    (grads, sums), _ = jax.lax.scan(body, zeros, micro)
+    return grads, sums

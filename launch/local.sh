@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Run a command in fm_jax's own environment on this machine; install it on first use.
+#
+#   ./launch/local.sh fm train --config=configs/quickstart.py
+#   ./launch/local.sh pytest
+#
+# FM_ACCELERATOR=cpu|cuda|tpu  which JAX to install; default: what is found here
+# FM_VENV=DIR                  where to install; default: .venv beside the source
+# FM_PYTHON=PYTHON             the Python to use, 3.11 or newer; default: what is found
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="${FM_VENV:-$root/.venv}"
+pins="$root/launch/constraints.txt"
+
+fail() { echo "launch/local.sh: $*" >&2; exit 2; }
+[ $# -gt 0 ] || fail "a command must be given. Example: ./launch/local.sh fm --help"
+
+accelerator() {
+  if [ -n "${FM_ACCELERATOR:-}" ]; then echo "$FM_ACCELERATOR"
+  elif nvidia-smi -L >/dev/null 2>&1; then echo cuda
+  # 0x1ae0 is Google's PCI vendor id: a TPU VM.
+  elif grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor && ls /dev/accel* /dev/vfio/[0-9]* >/dev/null 2>&1; then echo tpu
+  else echo cpu; fi
+}
+
+python() {
+  local found
+  for found in ${FM_PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+    if "$found" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
+      command -v "$found"; return
+    fi
+  done
+  return 1
+}
+
+install() {
+  local kind="$1" extras=test interpreter
+  case "$kind" in
+    cpu) ;;
+    cuda | tpu) extras="test,$kind" ;;
+    *) fail "FM_ACCELERATOR must be cpu, cuda or tpu; got $kind." ;;
+  esac
+  echo "First use: installing fm_jax for $kind into $venv" >&2
+  if command -v uv >/dev/null 2>&1; then
+    interpreter="$(python || echo '>=3.11')"
+    uv venv --quiet --clear --python "$interpreter" "$venv"
+    uv pip install --quiet --python "$venv/bin/python" --constraint "$pins" --editable "$root[$extras]"
+  else
+    interpreter="$(python)" || fail "Python 3.11 or newer must be on PATH; got none. Install it, or uv, which brings its own."
+    "$interpreter" -m venv --clear "$venv" || fail "$interpreter must be able to make virtual environments. On Debian or Ubuntu: apt install python3-venv. Or install uv."
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$pins" --editable "$root[$extras]"
+  fi
+}
+
+# What an installation follows from. It is written last, so half of one is made anew.
+kind="$(accelerator)"
+wanted="$kind $(cat "$root/pyproject.toml" "$pins" | cksum)"
+if [ "$(cat "$venv/.fm_jax" 2>/dev/null)" != "$wanted" ]; then
+  install "$kind"
+  echo "$wanted" >"$venv/.fm_jax"
+fi
+
+export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
+exec "$@"

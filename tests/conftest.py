@@ -1,0 +1,176 @@
+"""What all tests share: eight simulated devices, quick compiles, tiny models."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from fm_jax import trees
+from fm_jax.models.config import ModelConfig
+
+# Tiny models spend their time in the compiler: less of LLVM halves a cold run.
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", "")]
+)
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# Odd and all different, so that no dim passes for another. The epsilon and theta are
+# large, so that a wrong place for either shows in float32.
+TINY = {
+    "vocab_size": 37,
+    "max_length": 11,
+    "num_layers": 3,
+    "embed_dim": 12,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 6,
+    "mlp_dim": 20,
+    "norm": "rmsnorm",
+    "norm_position": "pre",
+    "norm_epsilon": 1e-2,
+    "positions": "rope",
+    "rope_theta": 100.0,
+    "qk_norm": False,
+    "window": 0,
+    "window_pattern": "L",
+    "attention_softcap": 0.0,
+    "logits_softcap": 0.0,
+    "activation": "swiglu",
+    "tied_embeddings": False,
+    "use_bias": False,
+    "parallel_block": False,
+    "embed_init_std": 0.5,
+    "init_scale": 1.3,
+    "dtype": "float32",
+    "residual_dtype": "float32",
+    "remat": "none",
+}
+
+# Together they hold every value of every field that changes the mathematics, and the
+# combinations in which one part depends on two fields.
+ARCHITECTURES = {
+    "llama": {},
+    "gpt2": {
+        "norm": "layernorm",
+        "positions": "learned",
+        "activation": "gelu",
+        "use_bias": True,
+        "tied_embeddings": True,
+        "num_kv_heads": 4,
+    },
+    "gemma2": {
+        "norm_position": "sandwich",
+        "activation": "geglu",
+        "window": 3,
+        "window_pattern": "LG",
+        "attention_softcap": 1.5,
+        "logits_softcap": 2.5,
+        "tied_embeddings": True,
+    },
+    "gemma3": {
+        "norm_position": "sandwich",
+        "activation": "geglu",
+        "window": 4,
+        "window_pattern": "LLG",
+        "qk_norm": True,
+        "num_kv_heads": 1,
+    },
+    "nanochat": {
+        "activation": "relu2",
+        "qk_norm": True,
+        "logits_softcap": 3.5,
+        "num_kv_heads": 1,
+    },
+    "gptj": {
+        "norm": "layernorm",
+        "activation": "gelu",
+        "use_bias": True,
+        "parallel_block": True,
+        "num_kv_heads": 4,
+    },
+    "parallel_local": {
+        "parallel_block": True,
+        "positions": "learned",
+        "window": 2,
+        "qk_norm": True,
+    },
+    "no_positions": {
+        "norm": "layernorm",
+        "positions": "none",
+        "activation": "swiglu",
+        "qk_norm": True,
+        "tied_embeddings": True,
+    },
+    "all_biases": {
+        "norm": "layernorm",
+        "norm_position": "sandwich",
+        "activation": "geglu",
+        "use_bias": True,
+        "qk_norm": True,
+        "attention_softcap": 2.0,
+    },
+    "rms_biases": {"use_bias": True, "activation": "relu2", "head_dim": 10},
+}
+
+
+@pytest.fixture(scope="session")
+def model_config():
+    """Return `model_config(**overrides)`, a tiny ModelConfig."""
+    return lambda **overrides: ModelConfig(**TINY | overrides)
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def architecture(request):
+    """Return each of the architectures in turn, as a ModelConfig."""
+    return ModelConfig(**TINY | ARCHITECTURES[request.param])
+
+
+@pytest.fixture(scope="session")
+def architectures():
+    """Return all the architectures, as a list of ModelConfigs."""
+    return [ModelConfig(**TINY | fields) for fields in ARCHITECTURES.values()]
+
+
+@pytest.fixture(scope="session")
+def random_params():
+    """Return `random_params(abstract, seed)`: nothing hides at its zero or one."""
+
+    def draw(abstract, seed=0):
+        rng = np.random.default_rng(seed)
+
+        def leaf(path, struct):
+            noise = rng.standard_normal(struct.shape)
+            last = trees.path_name(path).rsplit("/", maxsplit=1)[-1]
+            if last == "scale":
+                noise = 1 + 0.3 * noise
+            elif last in ("kernel", "bias"):
+                noise = 0.3 * noise
+            else:
+                noise = 0.5 * noise
+            return noise.astype(np.float32)
+
+        return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def equations():
+    """Return `equations(jaxpr)`: all its equations, those of inner jaxprs too."""
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation
+            for value in equation.params.values():
+                for inner in value if isinstance(value, list | tuple) else [value]:
+                    if hasattr(inner, "eqns"):
+                        yield from walk(getattr(inner, "jaxpr", inner))
+
+    return walk

@@ -1,0 +1,335 @@
+"""Tests of the decoder as a whole, against the reference in NumPy."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fm_jax import sharding
+from fm_jax.models import zoo
+from fm_jax.models.config import CHOICES
+from fm_jax.models.decoder import Decoder
+from fm_jax.models.positions import rope_angles
+from tests.models import reference
+
+ATOL = 2e-5  # of float32 logits that are O(1), against float64
+
+
+def _packed_rows(vocab_size, *documents):
+    """Return tokens, positions and segment ids of rows of the given lengths.
+
+    Each row is a tuple of document lengths; a negative length is padding.
+    """
+    rng = np.random.default_rng(11)
+    positions, segments = [], []
+    for row in documents:
+        positions.append(np.concatenate([np.arange(abs(n)) * (n > 0) for n in row]))
+        ids = [np.full(abs(n), i * (n > 0)) for i, n in enumerate(row, start=1)]
+        segments.append(np.concatenate(ids))
+    positions_BT = np.array(positions, np.int32)
+    tokens_BT = rng.integers(0, vocab_size, positions_BT.shape, np.int32)
+    return tokens_BT, positions_BT, np.array(segments, np.int32)
+
+
+def _logits(model, params, *rows):
+    """Return the model's logits of whole rows, compiled."""
+
+    def forward(params, *rows):
+        return model.logits(params, model.hidden(params, *rows)[0])
+
+    return jax.jit(forward)(params, *rows)
+
+
+def test_logits_equal_the_reference(architecture, random_params):
+    model = zoo.build(architecture)
+    params = random_params(model.abstract)
+    rows = _packed_rows(architecture.vocab_size, (11,), (4, 5, -2))
+    expected_BTV = reference.logits(architecture, params, *rows)
+    logits_BTV = _logits(model, params, *rows)
+    real_BT = rows[2] > 0
+    assert logits_BTV.dtype == jnp.float32
+    assert 0.5 < np.std(expected_BTV[real_BT]) < 5
+    np.testing.assert_allclose(
+        logits_BTV[real_BT], expected_BTV[real_BT], rtol=0, atol=ATOL
+    )
+    assert np.isfinite(logits_BTV).all()
+
+
+def test_the_architectures_hold_every_choice(architectures):
+    for field in CHOICES.keys() - {"dtype", "residual_dtype", "remat"}:
+        values = {getattr(config, field) for config in architectures}
+        assert values == set(CHOICES[field]), field
+    for field in ("qk_norm", "tied_embeddings", "use_bias", "parallel_block"):
+        assert {getattr(config, field) for config in architectures} == {False, True}
+    for field in ("window", "attention_softcap", "logits_softcap"):
+        assert len({bool(getattr(config, field)) for config in architectures}) == 2
+
+
+def test_layers_start_different_and_branches_start_small(model_config):
+    config = model_config(embed_dim=96, num_layers=8, init_scale=1.5)
+    params = jax.jit(zoo.build(config).init)(jax.random.key(3))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    np.testing.assert_allclose(np.std(params["embedding"]), 0.5, rtol=0.1)
+    query_LDNH = params["blocks"]["attention"]["query"]["kernel"]
+    assert len({float(layer[0, 0, 0]) for layer in query_LDNH}) == 8
+    np.testing.assert_allclose(np.std(query_LDNH), 1.5 / 96**0.5, rtol=0.1)
+    out_LNHD = params["blocks"]["attention"]["out"]["kernel"]
+    np.testing.assert_allclose(np.std(out_LNHD), 1.5 / 24**0.5 / 4, rtol=0.1)
+    down_LFD = params["blocks"]["mlp"]["down"]["kernel"]
+    np.testing.assert_allclose(np.std(down_LFD), 1.5 / 20**0.5 / 4, rtol=0.1)
+
+
+@pytest.fixture(scope="module")
+def influence(model_config, random_params):
+    """Return `influence(window, *documents)`: does column s act on logits of row t?
+
+    Every token of the row is another one, and the head is untied, so that a row of the
+    embedding table acts on the logits through one position alone. An entry of the
+    [T, T] result says whether any part of the gradient differs from zero.
+    """
+    tokens_BT = np.random.default_rng(2).permutation(37)[None, :11]
+    probe_V = np.random.default_rng(3).standard_normal(37)
+
+    @functools.cache
+    def slopes(window):
+        model = zoo.build(model_config(window=window, tied_embeddings=False))
+        params = random_params(model.abstract)
+
+        def probed_T(x_TD, positions_BT, segments_BT):
+            table_VD = jnp.asarray(params["embedding"]).at[tokens_BT[0]].set(x_TD)
+            x_BTD, _ = model.hidden(
+                params | {"embedding": table_VD}, tokens_BT, positions_BT, segments_BT
+            )
+            return model.logits(params, x_BTD)[0] @ probe_V
+
+        rows_TD = params["embedding"][tokens_BT[0]]
+        return functools.partial(jax.jit(jax.jacrev(probed_T)), rows_TD)
+
+    def acts_TS(window, *documents):
+        _, positions_BT, segments_BT = _packed_rows(37, documents)
+        slopes_TSD = slopes(window)(positions_BT, segments_BT)
+        return np.any(np.asarray(slopes_TSD) != 0, axis=-1)
+
+    return acts_TS
+
+
+def test_future_tokens_do_not_change_logits(influence):
+    np.testing.assert_array_equal(influence(0, 11), np.tri(11, dtype=bool))
+
+
+def test_documents_in_one_row_do_not_see_each_other(influence):
+    expected_TS = np.zeros((9, 11), bool)
+    expected_TS[:4, :4] = np.tri(4)
+    expected_TS[4:, 4:9] = np.tri(5)
+    np.testing.assert_array_equal(influence(0, 4, 5, -2)[:9], expected_TS)
+
+
+def test_windows_reach_back_layer_by_layer(influence):
+    back_TS = np.arange(11)[:, None] - np.arange(11)
+    reach = 3 * (3 - 1)  # layers, each to its window's first key
+    np.testing.assert_array_equal(influence(3, 11), (back_TS >= 0) & (back_TS <= reach))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"window": 3, "window_pattern": "LG", "qk_norm": True},
+        {"positions": "learned", "norm": "layernorm", "use_bias": True},
+    ],
+)
+def test_packed_documents_equal_the_same_alone(overrides, model_config, random_params):
+    config = model_config(**overrides)
+    model = zoo.build(config)
+    tokens_BT, positions_BT, segments_BT = _packed_rows(
+        config.vocab_size, (4, 7), (4, -7), (7, -4)
+    )
+    tokens_BT[1, :4], tokens_BT[2, :7] = tokens_BT[0, :4], tokens_BT[0, 4:]
+    packed_TV, first_TV, second_TV = _logits(
+        model, random_params(model.abstract), tokens_BT, positions_BT, segments_BT
+    )
+    np.testing.assert_allclose(packed_TV[:4], first_TV[:4], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(packed_TV[4:], second_TV[:7], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"num_kv_heads": 4},
+        {"window": 3, "window_pattern": "LG", "num_kv_heads": 1, "qk_norm": True},
+        {"attention_softcap": 1.5, "logits_softcap": 2.5, "window": 4},
+        {"positions": "learned", "tied_embeddings": True, "use_bias": True},
+    ],
+)
+def test_cached_decoding_equals_the_whole_row(overrides, model_config, random_params):
+    config = model_config(**overrides)
+    model = zoo.build(config)
+    params = random_params(model.abstract)
+    whole = _packed_rows(config.vocab_size, (11,), (9, -2))
+    expected_BTV = reference.logits(config, params, *whole)
+
+    # The second prompt is shorter by two: padded on the left, and so shifted.
+    slots_BT = tuple(
+        np.stack([array[0], np.roll(array[1], 2)]).astype(np.int32) for array in whole
+    )
+
+    @jax.jit
+    def forward(params, cache, *rows):
+        x_BTD, cache = model.hidden(params, *rows, cache)
+        return model.logits(params, x_BTD), cache
+
+    cache, start, parts = model.empty_cache(2, 13), 0, []
+    for size in (5, 3, 1, 1, 1):
+        rows = [array[:, start : start + size] for array in slots_BT]
+        part_BTV, cache = forward(params, cache, *rows)
+        parts.append(part_BTV)
+        start += size
+    logits_BTV = np.concatenate(parts, axis=1)
+    assert cache["slot"] == 11
+    for row, shift, count in ((0, 0, 11), (1, 2, 9)):
+        np.testing.assert_allclose(
+            logits_BTV[row, shift:], expected_BTV[row, :count], rtol=0, atol=ATOL
+        )
+
+
+PROBE_TV = np.random.default_rng(5).standard_normal((11, 37))
+PROBED_ROWS = _packed_rows(37, (4, 7))
+
+
+def _probed_gradient(config):
+    """Return the function from parameters to the gradient of a probe of the logits."""
+    model = zoo.build(config)
+
+    def probed(params):
+        x_BTD, _ = model.hidden(params, *PROBED_ROWS)
+        return jnp.sum(model.logits(params, x_BTD)[0] * PROBE_TV)
+
+    return jax.grad(probed)
+
+
+@pytest.fixture(scope="module")
+def gradients(model_config, random_params):
+    """Return the config, parameters and gradients that remat must not change."""
+    config = model_config(qk_norm=True, logits_softcap=3.0, attention_softcap=2.0)
+    params = random_params(zoo.build(config).abstract)
+    return config, params, jax.jit(_probed_gradient(config))(params)
+
+
+def test_gradients_equal_finite_differences_of_the_reference(gradients, random_params):
+    config, params, found = gradients
+    way = jax.tree.map(np.float64, random_params(params, seed=9))
+    step = 1e-5
+
+    def probed(name, size):
+        moved = jax.tree.map(lambda x, d: x + size * d, params[name], way[name])
+        moved_TV = reference.logits(config, params | {name: moved}, *PROBED_ROWS)[0]
+        return np.sum(moved_TV * PROBE_TV)
+
+    for name in params:  # each part of the model by itself
+        expected = (probed(name, step) - probed(name, -step)) / (2 * step)
+        slopes = jax.tree.map(lambda g, d: np.sum(g * d), found[name], way[name])
+        np.testing.assert_allclose(
+            sum(jax.tree.leaves(slopes)), expected, rtol=1e-5, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "names"])
+def test_remat_does_not_change_gradients(remat, gradients):
+    config, params, expected = gradients
+    found = jax.jit(_probed_gradient(dataclasses.replace(config, remat=remat)))(params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        found,
+        expected,
+    )
+
+
+def test_remat_recomputes_what_its_policy_does_not_keep(model_config, equations):
+    def products(remat):
+        config = model_config(remat=remat)
+        params = zoo.build(config).abstract
+        jaxpr = jax.make_jaxpr(_probed_gradient(config))(params)
+        return sum(e.primitive.name == "dot_general" for e in equations(jaxpr))
+
+    kept_all = products("none")
+    # Nine products in a block, of which the last one's result is only added.
+    assert products("full") - kept_all == 8
+    # The scores and the weighted sum have batch dims.
+    assert products("dots") - kept_all == 2
+    # What attention adds is kept, and so its last product is not made again.
+    assert products("names") - kept_all == 7
+
+
+def test_scan_over_layers_equals_a_loop(model_config, random_params):
+    config = model_config(window=3, window_pattern="LG")
+    model = zoo.build(config)
+    params = random_params(model.abstract)
+    rows = tokens_BT, positions_BT, _ = _packed_rows(config.vocab_size, (11,), (11,))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+
+    @jax.jit
+    def loop(params):
+        decoder = nnx.merge(graph, params)
+        block_graph, stacked = nnx.split(decoder.blocks)
+        x_BTD = decoder.embedding[...][tokens_BT]
+        angles = rope_angles(positions_BT, config.head_dim, config.rope_theta)
+        for layer in range(config.num_layers):
+            one = jax.tree.map(lambda leaf, i=layer: leaf[i], stacked)
+            reach = 3 if layer % 2 == 0 else 11
+            mask_TS = np.tri(11, dtype=bool) & ~np.tri(11, k=-reach, dtype=bool)
+            x_BTD, _ = nnx.merge(block_graph, one)(
+                x_BTD,
+                angles=angles,
+                mask_BTS=jnp.broadcast_to(mask_TS, (2, 11, 11)),
+                cache=None,
+            )
+        return decoder.logits(decoder.final_norm(x_BTD))
+
+    scanned_BTV = _logits(model, params, *rows)
+    np.testing.assert_allclose(scanned_BTV, loop(params), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("residual_dtype", ["float32", "bfloat16"])
+def test_bfloat16_stays_near_float32(residual_dtype, model_config, random_params):
+    config = model_config(dtype="bfloat16", residual_dtype=residual_dtype)
+    model = zoo.build(config)
+    params = random_params(model.abstract, seed=1)
+    rows = _packed_rows(config.vocab_size, (11,), (4, 7))
+    exact_BTV = reference.logits(config, params, *rows)
+
+    def error(logits_BTV):
+        return np.sqrt(np.mean((logits_BTV - exact_BTV) ** 2)) / np.std(exact_BTV)
+
+    # The yardstick: exact arithmetic on weights that were rounded once.
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    one_rounding = error(reference.logits(config, rounded, *rows))
+    assert one_rounding < 0.01
+    logits_BTV = _logits(model, params, *rows)
+    assert one_rounding / 2 < error(logits_BTV) < 2 * one_rounding
+
+    x_BTD, _ = jax.eval_shape(model.hidden, params, *rows)
+    assert x_BTD.dtype == jnp.dtype(residual_dtype)
+    assert logits_BTV.dtype == jnp.float32
+
+
+def test_logits_do_not_depend_on_the_mesh(model_config, random_params):
+    config = model_config(vocab_size=38, qk_norm=True)
+    model = zoo.build(config)
+    params = random_params(model.abstract)
+    rows = _packed_rows(config.vocab_size, (11,), (4, 7), (9, -2), (3, 3, 5))
+    expected_BTV = reference.logits(config, params, *rows)
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    places = sharding.tree_shardings(model.axes, model.abstract, mesh)
+    names = ("tokens", "positions", "segment_ids")
+    with jax.set_mesh(mesh):
+        batch = sharding.put_batch(
+            dict(zip(names, rows, strict=True)), sharding.batch_sharding(mesh)
+        )
+        logits_BTV = _logits(model, jax.device_put(params, places), *batch.values())
+    real_BT = rows[2] > 0
+    np.testing.assert_allclose(
+        np.asarray(logits_BTV)[real_BT], expected_BTV[real_BT], rtol=0, atol=ATOL
+    )

@@ -1,0 +1,158 @@
+"""Tests of the chunked cross-entropy and its hand-written gradient."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fm_jax import objectives
+
+B, T, D, V = 2, 12, 5, 37
+CASES = [(0.0, 0.0), (0.0, 0.02), (2.5, 0.0), (2.5, 0.02)]
+
+
+def _inputs():
+    """Return hidden states, a head, targets and uneven weights, some of them zero."""
+    rng = np.random.default_rng(7)
+    x_BTD = rng.standard_normal((B, T, D)).astype(np.float32)
+    head_VD = rng.standard_normal((V, D)).astype(np.float32)
+    targets_BT = rng.integers(0, V, (B, T))
+    weights_BT = rng.uniform(0.2, 2.0, (B, T)).astype(np.float32)
+    weights_BT[0, -3:] = 0
+    weights_BT[1, 4] = 0
+    # Some targets are what the model says, so that `correct` counts something.
+    best_BT = np.argmax(x_BTD @ head_VD.T, axis=-1)
+    targets_BT[:, ::3] = best_BT[:, ::3]
+    return x_BTD, head_VD, targets_BT, weights_BT
+
+
+def _loss(x_BTD, head_VD, targets_BT, weights_BT, **overrides):
+    options = {"softcap": 0.0, "z_loss": 0.0, "chunk": 0, "dtype": jnp.dtype("float32")}
+    return objectives.cross_entropy(
+        x_BTD, head_VD, targets_BT, weights_BT, **options | overrides
+    )
+
+
+def _by_hand(x_BTD, head_VD, targets_BT, weights_BT, *, softcap, z_loss):
+    """Return the loss and its sums token by token, in float64."""
+    sums = {"total": 0.0, "nll": 0.0, "weight": 0.0, "correct": 0.0}
+    for b, t in np.ndindex(*targets_BT.shape):
+        logits_V = head_VD.astype(np.float64) @ x_BTD[b, t].astype(np.float64)
+        if softcap:
+            logits_V = softcap * np.tanh(logits_V / softcap)
+        log_z = np.log(np.sum(np.exp(logits_V)))
+        nll = -np.log(np.exp(logits_V[targets_BT[b, t]]) / np.exp(log_z))
+        weight = float(weights_BT[b, t])
+        sums["total"] += weight * (nll + z_loss * log_z**2)
+        sums["nll"] += weight * nll
+        sums["weight"] += weight
+        sums["correct"] += weight * (np.argmax(logits_V) == targets_BT[b, t])
+    return sums.pop("total"), sums
+
+
+@functools.partial(jax.jit, static_argnames=("softcap", "z_loss"))
+def _naive_gradients(x_BTD, head_VD, targets_BT, weights_BT, *, softcap, z_loss):
+    """Return autodiff's gradients of the loss made from the whole array of logits."""
+
+    def loss(x_BTD, head_VD):
+        logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, head_VD)
+        if softcap:
+            logits_BTV = softcap * jnp.tanh(logits_BTV / softcap)
+        hit_BTV = jax.nn.one_hot(targets_BT, V)
+        nll_BT = -jnp.sum(jax.nn.log_softmax(logits_BTV) * hit_BTV, axis=-1)
+        log_z_BT = jnp.log(jnp.sum(jnp.exp(logits_BTV), axis=-1))
+        return jnp.sum(weights_BT * (nll_BT + z_loss * log_z_BT**2))
+
+    return jax.grad(loss, argnums=(0, 1))(x_BTD, head_VD)
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 4, 5, 12])
+@pytest.mark.parametrize("softcap, z_loss", CASES)
+def test_loss_and_sums_equal_the_formula(softcap, z_loss, chunk):
+    inputs = _inputs()
+    loss, sums = _loss(*inputs, softcap=softcap, z_loss=z_loss, chunk=chunk)
+    expected, expected_sums = _by_hand(*inputs, softcap=softcap, z_loss=z_loss)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert sums.keys() == {"nll", "weight", "correct"}
+    assert expected_sums["correct"] > 1
+    for name, value in expected_sums.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)
+
+
+def _gradients(scale=1.0, **options):
+    """Return the loss and its gradients in x and head, in one compiled pass."""
+
+    @jax.jit
+    def both(x_BTD, head_VD, targets_BT, weights_BT):
+        def scaled(x_BTD, head_VD):
+            loss, sums = _loss(x_BTD, head_VD, targets_BT, weights_BT, **options)
+            return scale * loss, sums
+
+        return jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(x_BTD, head_VD)
+
+    return both
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+@pytest.mark.parametrize("softcap, z_loss", CASES)
+def test_gradients_equal_autodiff_of_the_formula(softcap, z_loss, chunk):
+    inputs = _inputs()
+    (loss, sums), slopes = _gradients(softcap=softcap, z_loss=z_loss, chunk=chunk)(
+        *inputs
+    )
+    expected = _naive_gradients(*inputs, softcap=softcap, z_loss=z_loss)
+    for found, other in zip(slopes, expected, strict=True):
+        np.testing.assert_allclose(found, other, rtol=0, atol=1e-5)
+    # The pass that makes gradients has its own loss and sums.
+    expected_loss, expected_sums = _by_hand(*inputs, softcap=softcap, z_loss=z_loss)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for name, value in expected_sums.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_gradients_grow_with_what_multiplies_the_loss():
+    inputs = _inputs()
+    _, slopes = _gradients(scale=3.0, softcap=2.5, z_loss=0.02, chunk=4)(*inputs)
+    expected = _naive_gradients(*inputs, softcap=2.5, z_loss=0.02)
+    for found, other in zip(slopes, expected, strict=True):
+        np.testing.assert_allclose(found, 3 * other, rtol=0, atol=3e-5)
+
+
+def test_tokens_of_weight_zero_get_no_gradient():
+    inputs = _inputs()
+    _, (d_x_BTD, _) = _gradients(z_loss=0.02, chunk=4)(*inputs)
+    ignored_BT = inputs[3] == 0
+    assert not np.any(np.asarray(d_x_BTD)[ignored_BT])
+    assert np.all(np.any(np.asarray(d_x_BTD)[~ignored_BT], axis=-1))
+
+
+def test_bfloat16_gradients_keep_the_dtypes_of_their_operands():
+    x_BTD, head_VD, *rest = _inputs()
+    x_BTD = jnp.asarray(x_BTD, jnp.bfloat16)
+    _, (d_x_BTD, d_head_VD) = _gradients(chunk=4, dtype=jnp.dtype("bfloat16"))(
+        x_BTD, head_VD, *rest
+    )
+    assert (d_x_BTD.dtype, d_head_VD.dtype) == (jnp.bfloat16, jnp.float32)
+    expected = _naive_gradients(
+        x_BTD.astype(jnp.float32), head_VD, *rest, softcap=0.0, z_loss=0.0
+    )
+    for found, other in zip((d_x_BTD, d_head_VD), expected, strict=True):
+        error = np.sqrt(np.mean((found - other) ** 2) / np.mean(other**2))
+        assert error < 2**-6  # a few roundings to 8 bits
+
+
+def _largest_array(chunk):
+    """Return how many elements the largest array of the compiled gradient has."""
+    compiled = _gradients(softcap=2.5, z_loss=0.02, chunk=chunk).lower(*_inputs())
+    shapes = re.findall(
+        r"\b(?:pred|[a-z]+\d+)\[([\d,]+)\]", compiled.compile().as_text()
+    )
+    return max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
+
+
+def test_the_chunked_gradient_never_holds_all_logits():
+    assert _largest_array(chunk=0) == B * T * V
+    assert _largest_array(chunk=4) == B * 4 * V

@@ -60,8 +60,9 @@ class Checkpoints:
         """
         self.wait()
         try:
+            # A copy: Orbax puts the metrics into the dict that it is given.
             self._orbax.save_checkpointables_async(
-                step, parts, force=True, metrics=metrics
+                step, dict(parts), force=True, metrics=metrics
             )
         except Exception as error:
             raise _explained(error, self.path) from error
@@ -113,7 +114,7 @@ def size_bytes(abstract: Any) -> int:
 def _explained(error: Exception, path: Path) -> Exception:
     """Return the user's error for a full disk, else the error as it is."""
     chain, seen = error, []
-    while chain is not None:
+    while chain is not None and chain not in seen:  # an error may be its own cause
         seen.append(chain)
         chain = chain.__cause__ or chain.__context__
     for one in seen:

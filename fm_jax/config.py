@@ -134,11 +134,15 @@ def check(raw: dict) -> Config:
     for name in raw:
         if name not in sections:
             raise unknown("config section", name, sections)
+        if not isinstance(raw[name], dict):
+            raise UserError(f"config.{name} must be a section; got {raw[name]!r}.")
     raw = {name: dict(raw.get(name, {})) for name in sections}
     model, data = raw["model"], raw["data"]
+    # What is missing or of another type stays as it is: the sections refuse it below.
+    has_dim = isinstance(model.get("embed_dim"), int)
     if isinstance(model.get("num_heads"), int) and model["num_heads"] > 0:
         model["num_kv_heads"] = model.get("num_kv_heads") or model["num_heads"]
-        if not model.get("head_dim"):
+        if has_dim and not model.get("head_dim"):
             if model["embed_dim"] % model["num_heads"]:
                 raise UserError(
                     "model.embed_dim must divide by model.num_heads; got "
@@ -146,7 +150,8 @@ def check(raw: dict) -> Config:
                     "Change one, or set --config.model.head_dim."
                 )
             model["head_dim"] = model["embed_dim"] // model["num_heads"]
-    model["mlp_dim"] = model.get("mlp_dim") or 4 * model.get("embed_dim", 0)
+    if has_dim:
+        model["mlp_dim"] = model.get("mlp_dim") or 4 * model["embed_dim"]
     model["max_length"] = model.get("max_length") or data.get("max_length", 0)
     built = {name: _section(name, kind, raw[name]) for name, kind in sections.items()}
     config = Config(**built, raw=raw)
@@ -249,6 +254,11 @@ def _check_values(config: Config) -> None:
         raise UserError(
             "train.batch_size must divide by train.accumulation; got "
             f"{config.train.batch_size} and {config.train.accumulation}."
+        )
+    if config.train.loss_chunk and config.data.max_length % config.train.loss_chunk:
+        raise UserError(
+            "train.loss_chunk must divide data.max_length; got "
+            f"{config.train.loss_chunk} and {config.data.max_length}."
         )
     if config.model.positions == "learned":
         demand(

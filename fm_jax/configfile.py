@@ -46,7 +46,13 @@ def load(path: str) -> Any:
             raise unknown("--config", name, known)
         raise UserError(f"--config must be a file; got {name!r}, which does not exist.")
     if file.suffix == ".json":
-        return config_dict.ConfigDict(_tupled(read_json(file)["config"]))
+        record = read_json(file)
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+            raise UserError(
+                f"--config must be a config file or a run; got {name!r}, whose JSON "
+                "holds no config."
+            )
+        return config_dict.ConfigDict(_tupled(record["config"]))
     module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     module = importlib.util.module_from_spec(module_spec)
     try:
@@ -56,8 +62,8 @@ def load(path: str) -> Any:
         raise
     except Exception as error:
         raise UserError(
-            f"--config must be a file whose get_config({variant!r} if a variant is "
-            f"given) returns a ConfigDict; got {path!r}, which raised "
+            f"--config must be a file whose get_config({variant and repr(variant)}) "
+            f"returns a ConfigDict; got {path!r}, which raised "
             f"{type(error).__name__}: {str(error).strip(chr(39))}"
         ) from error
     if not isinstance(found, config_dict.ConfigDict):

@@ -96,6 +96,8 @@ def _take_config(argv: list[str]) -> tuple[str, list[str]]:
 def _check_keys(argv: list[str], config: config_dict.ConfigDict) -> None:
     known = configfile.flat(config.to_dict())
     for argument in argv:
+        if not argument.startswith("-"):
+            continue
         name = argument.lstrip("-").partition("=")[0]
         if name.startswith("noconfig."):
             name = name[2:]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from fm_jax.errors import UserError
 from fm_jax.runs import Run
 
 CURVES = (
@@ -51,7 +52,12 @@ def write(paths: Sequence[Path], out: Path) -> None:
         + "\n".join(parts)
         + "</html>\n"
     )
-    Run(out.parent).write(out.name, text)
+    try:
+        Run(out.parent).write(out.name, text)
+    except OSError as error:
+        raise UserError(
+            f"--out must be a file to write; got {out} ({error.strerror})."
+        ) from error
 
 
 def curves(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
@@ -169,7 +175,9 @@ def _one(run: Run, record: dict, title: str) -> list[str]:
         rows = "".join(
             f"<tr><td>{html.escape(name)}<td class=n>{seconds:.2f} s"
             f"<td class=n>{seconds / total:.1%}"
-            for name, seconds in sorted(times.items(), key=lambda item: -item[1])
+            for name, seconds in sorted(
+                times.items(), key=lambda item: (-item[1], item[0])
+            )
         )
         parts += [f"<h2>Where the time went{title}</h2><table>{rows}</table>"]
     samples = list(run.rows("samples.jsonl"))

@@ -71,8 +71,8 @@ class Run:
     def read_config(self) -> dict[str, Any]:
         """Return config.json; raises UserError when there is none to read."""
         try:
-            return json.loads((self.path / "config.json").read_text())
-        except FileNotFoundError as error:
+            record = json.loads((self.path / "config.json").read_text())
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"a run must be a folder with config.json; got {self.path}. "
                 "fm train prints the folder of its run."
@@ -81,6 +81,12 @@ class Run:
             raise UserError(
                 f"{self.path}/config.json must be JSON; got {error}."
             ) from error
+        if not isinstance(record, dict) or not {"config", "history"} <= record.keys():
+            raise UserError(
+                f"{self.path}/config.json must be written by a run; got one that "
+                "something else wrote. Choose the folder of a run."
+            )
+        return record
 
     def log(self, line: str) -> None:
         """Append a line to log.txt."""

@@ -137,9 +137,10 @@ def check_batch(rows: int, mesh: Mesh, thing: str) -> None:
     """Raise UserError when `rows` do not divide over the mesh's batch axes."""
     parts = math.prod(mesh.shape[a] for a in RULES["batch"])
     if rows % parts:
+        near = sorted({rows // parts * parts, -(-rows // parts) * parts} - {0})
         raise UserError(
             f"{thing} must divide by data*fsdp of the mesh; got {rows} over {parts}. "
-            f"Nearest: {max(rows // parts, 1) * parts} or {-(-rows // parts) * parts}."
+            f"Nearest: {' or '.join(map(str, near))}."
         )
 
 
@@ -152,8 +153,19 @@ def put_batch(batch: dict[str, np.ndarray], place: NamedSharding) -> dict:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an activation to its logical axes; nothing happens outside a mesh."""
+    """Pin an activation to its logical axes; nothing happens outside a mesh.
+
+    A dim that does not divide is left whole: a batch of one prompt is no mistake.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, "activation"))
+    kept = [
+        axis if axis and dim % _parts(axis, mesh) == 0 else None
+        for axis, dim in zip(axes, x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, spec(tuple(kept), x.shape, mesh))
+
+
+def _parts(axis: str, mesh) -> int:
+    return math.prod(mesh.shape[name] for name in RULES[axis])

@@ -101,11 +101,12 @@ class EvalBatches(Sequence):
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        stride = -(-len(self.windows) // (len(self) * self.batch_size))
         local = self.batch_size // self.num_processes
         first = index * self.batch_size + self.process * local
-        rows = np.arange(first, first + local) * stride
-        return self.windows.rows(np.where(rows < len(self.windows), rows, -1))
+        num_rows, num_windows = len(self) * self.batch_size, len(self.windows)
+        rows = np.arange(first, first + local)
+        rows = rows * max(num_rows, num_windows) // num_rows
+        return self.windows.rows(np.where(rows < num_windows, rows, -1))
 
 
 def prefetch(batches: Sequence, start: int = 0) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sysconfig
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Files:
         return {
             "files": digests,
             "split": split if self.eval_fraction else "all",
+            "split_by": "blake2b of names",
             "eval_fraction": self.eval_fraction,
             "text_field": self.text_field,
             "on_bad_text": self.on_bad_text,
@@ -81,7 +83,7 @@ class Files:
                     offset += len(line)
                     if text:
                         yield f"{name}#{number}", text
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise UserError(
                     f"data file must be readable; got {path} ({error}). "
                     "Restore it or take it out of data.paths."
@@ -109,8 +111,14 @@ class Files:
         try:
             row = json.loads(decoded)
             if isinstance(row, dict) and isinstance(row.get(self.text_field), str):
-                return row[self.text_field]
+                text = row[self.text_field]
+                if self.on_bad_text == "replace":
+                    return text.encode("utf-8", "replace").decode()
+                text.encode()
+                return text
             problem = f"no text under {self.text_field!r}"
+        except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair
+            problem = f"not UTF-8: {error}"
         except ValueError as error:
             problem = f"not JSON: {error}"
         if self.on_bad_text == "skip":
@@ -147,6 +155,11 @@ class Tfds:
                 raise unknown("data.text_field", self.text_field, row)
             text = row[self.text_field]
             text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+            if not isinstance(text, str):
+                raise UserError(
+                    f"data.text_field must name text; got {self.text_field!r} of "
+                    f"{self.name!r}, which holds {type(text).__name__}."
+                )
             if text:
                 yield text
 
@@ -162,6 +175,7 @@ class Tfds:
             "parts": parts,
             "splits": self.splits,
             "split": split,
+            "split_by": "blake2b of names",
             "eval_fraction": self.eval_fraction,
             "text_field": self.text_field,
         }
@@ -171,10 +185,16 @@ class Tfds:
 
         try:
             return tfds.builder(self.name, data_dir=self.data_dir or None)
-        except (tfds.core.DatasetNotFoundError, FileNotFoundError) as error:
+        except (
+            tfds.core.DatasetNotFoundError,
+            FileNotFoundError,
+            ValueError,  # a name that does not parse, or an unknown config
+            AssertionError,  # an unknown version
+        ) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"data.name must be a TFDS dataset; got {self.name!r} "
-                f"({str(error).splitlines()[0]}). See tensorflow.org/datasets."
+                f"({reason}). See tensorflow.org/datasets."
             ) from error
 
     def _open(self, split: str):
@@ -288,14 +308,16 @@ def matching(patterns: tuple[str, ...], key: str) -> dict[str, Path]:
             f"{key} must match text files ({', '.join(SUFFIXES)}, each "
             f"also .gz or .zst); got none in {', '.join(patterns)}."
         )
-    absolute = sorted(p.resolve() for p in paths)
+    # A link keeps its own name: what it points to may have no suffix.
+    absolute = sorted({p.parent.resolve() / p.name for p in paths})
     root = os.path.commonpath([p.parent for p in absolute])
     return {p.relative_to(root).as_posix(): p for p in absolute}
 
 
 def name_fraction(name: str) -> float:
     """Return a fixed number in [0, 1) for a name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def _inner_suffix(path: Path) -> str:
@@ -311,11 +333,8 @@ def _open(path: Path) -> io.BufferedIOBase:
         if suffix == ".gz":
             return gzip.open(path, "rb")
         if suffix == ".zst":
-            import zstandard
-
             packed = open(path, "rb")  # noqa: SIM115, the caller closes it
-            raw = zstandard.ZstdDecompressor().stream_reader(packed)
-            return io.BufferedReader(_ZstdErrors(raw))
+            return io.BufferedReader(_ZstdFile(packed))
         return open(path, "rb")
     except OSError as error:
         raise UserError(
@@ -323,26 +342,51 @@ def _open(path: Path) -> io.BufferedIOBase:
         ) from error
 
 
-class _ZstdErrors(io.RawIOBase):
-    """A zstd stream whose damage is an OSError, as gzip's is."""
+class _ZstdFile(io.RawIOBase):
+    """All frames of a zstd file; damage is an OSError and a lost end an EOFError.
 
-    def __init__(self, stream):
-        self._stream = stream
+    zstandard's own reader takes a file that was cut short for one that ended.
+    """
+
+    def __init__(self, packed):
+        self._packed = packed
+        self._chunks = self._decompressed()
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        import zstandard
-
-        try:
-            return self._stream.readinto(buffer)
-        except zstandard.ZstdError as error:
-            raise OSError(str(error)) from error
+        while not self._ready:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._ready = memoryview(chunk)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
 
     def close(self) -> None:
-        self._stream.close()
+        self._packed.close()
         super().close()
+
+    def _decompressed(self) -> Iterator[bytes]:
+        import zstandard
+
+        decompressor = zstandard.ZstdDecompressor()
+        frame, raw = None, b""
+        try:
+            while raw := raw or self._packed.read(1 << 17):
+                frame = frame or decompressor.decompressobj()
+                yield frame.decompress(raw)
+                raw = b""
+                if frame.eof:
+                    raw, frame = frame.unused_data, None
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+        if frame:
+            raise EOFError("Compressed file ended before its last frame did")
 
 
 def _digest(path: Path) -> str:

@@ -79,13 +79,14 @@ def find_or_build(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / "stores" / name
     if not (path / "header.json").exists():
-        say(f"Building the token store of the {identity['split']} text in {path}")
+        say(f"Building a token store in {path}")
         try:
             _build(path, documents(), tokenizer, say)
         except OSError as error:
             raise UserError(
                 f"data.cache_dir must be writable and have room; got {path} "
-                f"({error.strerror}). Free space or set --config.data.cache_dir."
+                f"({error.strerror or error}). Free space or set "
+                "--config.data.cache_dir."
             ) from error
     return open_store(path, tokenizer)
 
@@ -124,7 +125,7 @@ def open_store(path: Path, tokenizer: Tokenizer) -> TokenStore:
 def _build(path: Path, documents: Iterable[str], tokenizer, say) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.building-*"):
-        if not _is_alive(int(stale.name.rsplit("-", 1)[1])):
+        if not _is_other_alive(int(stale.name.rsplit("-", 1)[1])):
             shutil.rmtree(stale, ignore_errors=True)
     building = path.parent / f".{path.name}.building-{os.getpid()}"
     building.mkdir()
@@ -232,7 +233,9 @@ def _sync(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _is_alive(pid: int) -> bool:
+def _is_other_alive(pid: int) -> bool:
+    if pid == os.getpid():  # left by one of the same id: in containers all are 1
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -43,8 +43,9 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Return a digest of everything that decides the ids."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        """Return a digest of everything that decides the ids, the end id included."""
+        decides = f"{self.end_id} {self.to_json()}"
+        return hashlib.sha256(decides.encode()).hexdigest()[:16]
 
 
 class ByteTokenizer(Tokenizer):
@@ -83,7 +84,8 @@ class JsonTokenizer(Tokenizer):
 
     def encode_batch(self, texts):
         encoded = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(e.ids, np.uint32) for e in encoded]
+        rows = [np.array(e.ids, np.uint32) for e in encoded]
+        return [self._spell_ends(ids) if self.end_id in ids else ids for ids in rows]
 
     def decode(self, ids):
         ids = [i for i in map(int, ids) if i < self.vocab_size]
@@ -91,6 +93,31 @@ class JsonTokenizer(Tokenizer):
 
     def to_json(self):
         return self._json
+
+    def _spell_ends(self, ids: np.ndarray) -> np.ndarray:
+        """Return ids with each end id, which text has spelt, in smaller pieces.
+
+        A model whose vocabulary holds the end token, as Unigram's does, finds it in
+        text by itself, whatever is said of special tokens.
+        """
+        places = np.flatnonzero(ids == self.end_id)
+        spelling = np.array(self._end_spelling, np.uint32)
+        parts = np.split(ids, places)
+        return np.concatenate(
+            [parts[0], *(p for q in parts[1:] for p in (spelling, q[1:]))]
+        )
+
+    @functools.cached_property
+    def _end_spelling(self) -> list[int]:
+        end, model = self._inner.id_to_token(self.end_id), self._inner.model
+        pieces = [*model.tokenize(end[:1]), *model.tokenize(end[1:])]
+        ids = [piece.id for piece in pieces]
+        if self.end_id in ids:
+            raise UserError(
+                "data.end_token must be a token that no text encodes to; got "
+                f"{end!r}, which the text has."
+            )
+        return ids
 
     def _find_end(self, end_token: str) -> int:
         for token in (end_token,) if end_token else KNOWN_ENDS:

@@ -85,7 +85,9 @@ class Decoder(nnx.Module):
         returned.
         """
         config = self.config
-        x_BTD = self.embedding[...][tokens_BT]
+        # Gathered whole: rows cut over fsdp would be cut anew to follow the batch.
+        table_VD = constrain(self.embedding[...], "vocab", None)
+        x_BTD = table_VD[tokens_BT]
         if config.positions == "learned":
             x_BTD = x_BTD + self.position_embedding[...][positions_BT]
         x_BTD = x_BTD.astype(config.residual_dtype)

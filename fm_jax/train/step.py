@@ -114,7 +114,7 @@ def make_train_step(
             "train/bits_per_byte": sums["nll"] / LN2 / jnp.maximum(sums["bytes"], 1),
             "train/accuracy": sums["correct"] / weight,
             "train/tokens": sums["weight"],
-            "grads/norm": optax.global_norm(grads),
+            "grads/norm": optax.tree.norm(grads),
             "optimizer/learning_rate": rate(state.step),
         }
         return TrainState(state.step + 1, params, opt_state, ema), metrics

@@ -158,10 +158,9 @@ def test_packed_documents_equal_the_same_alone(overrides, model_config, random_p
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"num_kv_heads": 4},
         {"window": 3, "window_pattern": "LG", "num_kv_heads": 1, "qk_norm": True},
         {"attention_softcap": 1.5, "logits_softcap": 2.5, "window": 4},
-        {"positions": "learned", "tied_embeddings": True, "use_bias": True},
+        {"positions": "learned", "tied_embeddings": True, "num_kv_heads": 4},
     ],
 )
 def test_cached_decoding_equals_the_whole_row(overrides, model_config, random_params):

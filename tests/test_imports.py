@@ -1,0 +1,120 @@
+"""The floors of the house: a file imports only from lower floors, or down its folder."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent / "fm_jax"
+
+FLOORS = [
+    ["errors", "machine", "products"],
+    ["trees", "sharding", "objectives", "generation", "runs"],
+    ["models", "data", "optimizers", "metrics", "checkpoints"],
+    ["evaluation", "config", "configfile"],
+    ["report"],
+    ["train"],
+    ["flags", "bench", "cli"],
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+# Within a floor or a folder, a file may use those that stand before it here.
+ORDER = {
+    "": ["errors", "machine", "products", "trees", "sharding", "objectives",
+         "generation", "runs", "optimizers", "metrics", "checkpoints", "configfile",
+         "config", "report", "flags", "bench", "cli"],
+    "models": ["config", "presets", "counts", "layers", "positions", "attention",
+               "decoder", "zoo"],
+    "data": ["sources", "tokenizers", "store", "examples", "batches"],
+    "evaluation": ["likelihood"],
+    "train": ["step", "loop", "progress", "compose", "restore", "opening", "run"],
+}  # fmt: skip
+
+FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__init__.py")
+
+
+def _place(path: pathlib.Path) -> tuple[str, str]:
+    """Return the folder ("" at the top) and the name of a file of fm_jax."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return (parts[0], parts[1]) if len(parts) == 2 else ("", parts[0])
+
+
+def _imports(path: pathlib.Path) -> set[tuple[str, str]]:
+    """Return the places in fm_jax that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] != "fm_jax" or len(parts) < 2:
+                continue
+            if (ROOT / parts[1]).is_dir():
+                found.add((parts[1], parts[2]))
+            elif (ROOT / f"{parts[1]}.py").exists():
+                found.add(("", parts[1]))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: "/".join(_place(p)))
+def test_a_file_imports_only_what_stands_below_it(path):
+    folder, name = _place(path)
+    for other_folder, other in _imports(path):
+        mine, its = FLOOR[folder or name], FLOOR[other_folder or other]
+        if folder == other_folder:
+            order = ORDER[folder]
+            assert order.index(other) < order.index(name), f"{name} imports {other}"
+        else:
+            assert its < mine, f"{folder}/{name} imports {other_folder}/{other}"
+
+
+def test_every_file_has_a_place():
+    for path in FILES:
+        folder, name = _place(path)
+        assert (folder or name) in FLOOR
+        assert name in ORDER[folder]
+
+
+def test_models_know_nothing_of_data_training_or_losses():
+    for path in FILES:
+        if _place(path)[0] == "models":
+            tops = {folder or name for folder, name in _imports(path)}
+            assert tops <= {"models", "errors", "products", "sharding"}
+
+
+def test_nothing_imports_the_configs():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module.split(".")[0] != "configs"
+
+
+WITHOUT_JAX = ["fm_jax.cli", "fm_jax.flags", "fm_jax.config", "fm_jax.configfile",
+               "fm_jax.runs", "fm_jax.machine", "fm_jax.errors", "fm_jax.report",
+               "fm_jax.models.config", "fm_jax.models.presets",
+               "fm_jax.models.counts", "fm_jax.data.sources",
+               "fm_jax.data.tokenizers", "fm_jax.data.store"]  # fmt: skip
+
+
+def test_planning_and_help_import_neither_jax_nor_tensorflow():
+    code = "import sys\n" + "".join(f"import {name}\n" for name in WITHOUT_JAX)
+    code += "print([m for m in ('jax', 'tensorflow', 'flax') if m in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_whole_house_imports_no_tensorflow_or_torch():
+    names = [".".join(("fm_jax", *filter(None, _place(path)))) for path in FILES]
+    code = "import sys\n" + "".join(f"import {name}\n" for name in names)
+    code += "print([m for m in ('tensorflow', 'torch') if m in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"

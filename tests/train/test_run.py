@@ -1,0 +1,274 @@
+"""Tests of whole runs as real processes: finished, killed, continued, misused."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from fm_jax import trees
+from fm_jax.checkpoints import Checkpoints
+from fm_jax.runs import Run
+
+
+@pytest.fixture(scope="module")
+def finished(fm, tiny, tmp_path_factory) -> tuple[Run, str]:
+    """Return a run of twenty steps, and what it printed."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    done = fm("train", *tiny, f"--workdir={path}")
+    assert done.returncode == 0, done.stderr
+    return Run(path), done.stderr
+
+
+def _leaves(path: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """Return every array of a checkpoint, whatever wrote it."""
+    from orbax.checkpoint import v1 as ocp
+
+    found = ocp.load_checkpointables(path / "checkpoints" / str(step))
+    return {
+        name: np.asarray(leaf)
+        for name, leaf in trees.leaves_by_path(found).items()
+        if hasattr(leaf, "shape")
+    }
+
+
+def _rows(run: Run, *names: str) -> list[dict]:
+    """Return the metrics that follow from the numbers alone, not from the clock."""
+    return [
+        {k: v for k, v in row.items() if k == "step" or k.startswith(names)}
+        for row in run.rows()
+        if any(key.startswith(names) for key in row)
+    ]
+
+
+def test_a_run_folder_explains_itself(finished):
+    run, _ = finished
+    record = run.read_config()
+    assert record["resolved"]["steps"] == 20
+    assert record["changed_from_base"]["train.batch_size"] == [16, 8]
+    assert record["history"][0]["versions"]["jax"] == jax.__version__
+    assert record["history"][0]["command"][:2] == ["fm", "train"]
+    assert run.done_step() == 20
+    assert not (run.path / "FAILED").exists()
+    assert (
+        "weight decay on: blocks/attention/key/kernel"
+        in (run.path / "log.txt").read_text()
+    )
+    assert (
+        "embedding"
+        not in (run.path / "log.txt")
+        .read_text()
+        .split("weight decay on:")[1]
+        .splitlines()[0]
+    )
+    assert (run.path / "report.html").stat().st_size > 10_000
+    steps, losses = run.series("train/loss")
+    assert steps == list(range(1, 21))
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.5
+
+
+def test_a_run_prints_its_yardstick_and_what_to_type_next(finished):
+    run, printed = finished
+    assert "bits/byte by this model" in printed
+    assert "by gzip -9" in printed
+    assert f"fm generate --run={run.path}" in printed
+    assert "a sample, going on from 'def '" in printed
+    assert "Traceback" not in printed
+
+
+def test_evaluating_a_run_again_gives_its_final_loss(fm, finished):
+    run, _ = finished
+    done = fm("eval", f"--run={run.path}")
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split() for line in done.stdout.splitlines())
+    assert float(found["loss"]) == pytest.approx(run.series("final/loss")[1][0], 1e-5)
+    assert float(found["tokens"]) == run.series("final/tokens")[1][0]
+
+
+def test_generation_from_a_run_is_repeatable(fm, finished):
+    run, _ = finished
+    flags = [f"--run={run.path}", "--prompt=the ", "--num_samples=2", "--seed=3"]
+    first, second = fm("generate", *flags), fm("generate", *flags)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    texts = first.stdout.split("\n---\n")
+    assert len(texts) == 2
+    assert texts[0] != texts[1]
+    assert all(text.startswith("the ") for text in texts)
+
+
+def test_a_finished_run_is_left_alone(fm, tiny, finished):
+    run, _ = finished
+    before = (run.path / "metrics.jsonl").read_bytes()
+    done = fm("train", *tiny, f"--workdir={run.path}")
+    assert done.returncode == 0
+    assert "This run is done" in done.stderr
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_its_config_runs_it_again_to_the_same_bits(fm, finished, tmp_path):
+    run, _ = finished
+    done = fm(
+        "train", f"--config={run.path / 'config.json'}", f"--workdir={tmp_path / 'b'}"
+    )
+    assert done.returncode == 0, done.stderr
+    ours, theirs = _leaves(run.path, 20), _leaves(tmp_path / "b", 20)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def _kill_at(command, environment, run: Run, step: int) -> None:
+    """Start a run and kill it hard as soon as it has written `step`."""
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        written = [row["step"] for row in run.rows()]
+        if written and max(written) >= step:
+            break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    process.stderr.close()
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
+    fm, tiny, environment, tmp_path
+):
+    flags = [*tiny, "--config.train.steps=300", "--config.train.ema_decay=0.9"]
+    whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
+    assert fm("train", *flags, f"--workdir={whole.path}").returncode == 0
+    command = [sys.executable, "-m", "fm_jax.cli", "train", *flags]
+    command.append(f"--workdir={killed.path}")
+    for step in (3, 96, 203):
+        _kill_at(command, environment, killed, step)
+        assert not killed.done_step()
+    done = fm("train", *flags, f"--workdir={killed.path}")
+    assert done.returncode == 0, done.stderr
+    assert "Going on from step" in done.stderr
+    ours, theirs = _leaves(whole.path, 300), _leaves(killed.path, 300)
+    assert any(name.startswith("ema/") for name in ours)
+    assert any(name.startswith("optimizer/state") for name in ours)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    names = ("train/", "eval/", "grads/", "final/")
+    assert _rows(whole, *names) == _rows(killed, *names)
+    assert len(killed.read_config()["history"]) == 4
+
+
+def test_a_run_goes_on_over_another_mesh_with_the_same_tokens(
+    fm, tiny, finished, tmp_path
+):
+    whole, _ = finished
+    flags = [*tiny, f"--workdir={tmp_path / 'moved'}", "--config.checkpoint.every=10"]
+    begun = fm("train", *flags, "--config.train.steps=10", JAX_NUM_CPU_DEVICES="1")
+    assert begun.returncode == 0, begun.stderr
+    moved = fm(
+        "train", *flags, "--config.mesh.fsdp=2", "--config.mesh.data=2",
+        JAX_NUM_CPU_DEVICES="4",
+    )  # fmt: skip
+    assert moved.returncode == 0, moved.stderr
+    assert "'data': 2, 'fsdp': 2" in moved.stderr
+    run = Run(tmp_path / "moved")
+    assert run.read_config()["history"][1]["changed"]["train.steps"] == [10, 20]
+    # Only the second half: the first ten steps had another cosine.
+    assert run.series("train/tokens") == whole.series("train/tokens")
+    assert run.series("train/loss")[0] == list(range(1, 21))
+
+
+def test_a_sharded_run_gives_the_losses_of_one_device(fm, tiny, finished, tmp_path):
+    whole, _ = finished
+    done = fm(
+        "train", *tiny, f"--workdir={tmp_path / 'sharded'}", "--config.mesh.fsdp=4",
+        JAX_NUM_CPU_DEVICES="8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("train/loss", "eval/loss", "final/loss"):
+        steps, ours = whole.series(name)
+        others, theirs = Run(tmp_path / "sharded").series(name)
+        assert steps == others
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4)
+
+
+def test_the_step_compiles_once_and_reads_nothing_back(fm, tiny, tmp_path):
+    flags = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.train.compile_cache="]
+    done = fm("train", *flags, JAX_LOG_COMPILES="1", JAX_COMPILATION_CACHE_DIR="")
+    assert done.returncode == 0, done.stderr
+    compiled = [
+        line for line in done.stderr.splitlines()
+        if line.startswith("Finished XLA compilation of jit(train_step)")
+    ]  # fmt: skip
+    assert len(compiled) == 1
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
+    fm, tiny, environment, tmp_path
+):
+    flags = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.model.mlp_dim=1024"]
+    assert fm("train", *flags).returncode == 0
+    before = _leaves(tmp_path / "run", 20)
+    code = (
+        "import resource, signal, sys\n"
+        "from fm_jax import cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", *flags, "--config.train.steps=40"],
+        env=environment | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        "fm: the disk must have room for a checkpoint; got none under"
+    )
+    assert "Traceback" not in done.stderr
+    after = _leaves(tmp_path / "run", 20)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert "the disk must have room" in (tmp_path / "run" / "FAILED").read_text()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(fm, tiny, tmp_path):
+    flags = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.checkpoint.every=1"]
+    done = fm(
+        "train", *flags, "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.clip_norm=0",
+    )  # fmt: skip
+    assert done.returncode == 76, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "must stay finite; got" in last
+    step = int(last.split("at step ")[1].split(".")[0])
+    run = Run(tmp_path / "run")
+    assert all(saved < step for saved in Checkpoints(run.checkpoints).steps())
+    assert "must stay finite" in (run.path / "FAILED").read_text()
+    assert all(np.isfinite(v) for v in run.series("train/loss")[1])
+
+
+def test_waiting_for_data_is_counted(finished):
+    run, _ = finished
+    seconds = {
+        key: value for row in run.rows() for key, value in row.items()
+        if key.startswith("time/")
+    }  # fmt: skip
+    assert {
+        "time/data_seconds",
+        "time/train_seconds",
+        "time/eval_seconds",
+        "time/checkpoint_seconds",
+        "time/compile_seconds",
+    } <= seconds.keys()
+
+
+def test_json_lines_are_objects_with_a_step(finished):
+    run, _ = finished
+    for line in (run.path / "metrics.jsonl").read_text().splitlines():
+        assert isinstance(json.loads(line)["step"], int)

@@ -131,11 +131,11 @@ def check(raw: dict) -> Config:
     impossible combinations.
     """
     sections = {f.name: f.type for f in dataclasses.fields(Config) if f.name != "raw"}
-    for name in raw:
+    for name, section in raw.items():
         if name not in sections:
             raise unknown("config section", name, sections)
-        if not isinstance(raw[name], dict):
-            raise UserError(f"config.{name} must be a section; got {raw[name]!r}.")
+        if not isinstance(section, dict):
+            raise UserError(f"config.{name} must be a section; got {section!r}.")
     raw = {name: dict(raw.get(name, {})) for name in sections}
     model, data = raw["model"], raw["data"]
     # What is missing or of another type stays as it is: the sections refuse it below.
@@ -164,12 +164,11 @@ def _section(section: str, kind: type, values: dict):
     for name in values:
         if name not in types:
             raise unknown(f"config.{section} key", name, types)
-    for name in types:
-        if name not in values:
-            raise UserError(
-                f"config.{section}.{name} must be given; got no value. "
-                "Start from configs/base.py."
-            )
+    missing = [f"config.{section}.{name}" for name in types if name not in values]
+    if missing:
+        raise UserError(
+            f"{missing[0]} must be given; got no value. Start from configs/base.py."
+        )
     typed = {n: _typed(f"{section}.{n}", values[n], t) for n, t in types.items()}
     return kind(**typed)
 

@@ -1,6 +1,5 @@
 """Tests of generated text, against the forward pass without a cache and NumPy."""
 
-import dataclasses
 import functools
 
 import jax
@@ -61,10 +60,20 @@ def _greedy(model, prompt, num_tokens):
     return ids[len(prompt) :]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"positions": "learned", "max_length": LENGTH, "norm": "layernorm"},
+        {"window": 3, "window_pattern": "LG", "attention_softcap": 1.5},
+        {"parallel_block": True, "num_kv_heads": 1, "logits_softcap": 3.5},
+    ],
+    ids=["rope", "learned", "window", "parallel"],
+)
 def test_greedy_text_is_the_argmax_of_the_pass_without_cache(
-    architecture, random_params
+    fields, model_config, random_params
 ):
-    built = zoo.build(dataclasses.replace(architecture, max_length=LENGTH))
+    built = zoo.build(model_config(num_layers=2, **fields))
     model = built, random_params(built.abstract)
     found = _generate(model, PROMPTS)
     assert found == [_greedy(model, prompt, 7) for prompt in PROMPTS]
@@ -76,14 +85,15 @@ def test_a_prompt_gives_the_same_greedy_text_alone_and_among_longer_ones(model):
     assert together == [_generate(model, [prompt])[0] for prompt in PROMPTS]
 
 
-def test_a_prompt_longer_than_a_bucket_takes_the_next_one(model_config, random_params):
+def test_text_after_a_prompt_of_two_buckets_is_right_too(model_config, random_params):
     built = zoo.build(model_config(num_layers=1, window=3))
     model = built, random_params(built.abstract)
     # Only the last five ids are within two windows; positions are relative in rope.
     tail = [7, 8, 30, 31, 2]
     rng = np.random.default_rng(0)
     long = [*rng.integers(0, 37, generation.BUCKET).tolist(), *tail]
-    assert _generate(model, [long, tail])[0] == _generate(model, [tail])[0]
+    with_long, alone = _generate(model, [long, tail])
+    assert with_long == alone == _greedy(model, tail, 7)
 
 
 def test_the_same_seed_gives_the_same_text_and_another_another(model):
@@ -106,8 +116,8 @@ def test_a_row_does_not_depend_on_the_other_rows(model, settings):
 
 
 def test_rows_of_one_prompt_draw_different_texts(model):
-    rows = _generate(model, [[3, 1]] * 6, temperature=1.0)
-    assert len({tuple(row) for row in rows}) == 6
+    rows = _generate(model, [[3, 1]] * 3, temperature=1.0)
+    assert len({tuple(row) for row in rows}) == 3
 
 
 def test_text_ends_before_the_end_id_and_other_rows_go_on(model):
@@ -138,10 +148,10 @@ def test_a_choice_among_one_is_greedy_at_any_temperature(model, settings):
 
 
 def _first_ids(model, prompt, **settings):
-    """Return 2048 draws of the id after `prompt`."""
+    """Return 3072 draws of the id after `prompt`."""
     draws = [
         _generate(model, [prompt] * 256, num_tokens=1, seed=seed, **settings)
-        for seed in range(8)
+        for seed in range(12)
     ]
     return np.array(draws).ravel()
 
@@ -164,7 +174,7 @@ def _softmax(logits):
     return weights / weights.sum()
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_draws_follow_the_softmax_of_logits_over_temperature(model, temperature):
     logits = _next_logits(model, PROMPTS[0])
     ids = _first_ids(model, PROMPTS[0], temperature=temperature)

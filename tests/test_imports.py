@@ -1,4 +1,4 @@
-"""The floors of the house: a file imports only from lower floors, or down its folder."""
+"""The floors: a file imports only from lower floors, or downward in its own folder."""
 
 import ast
 import pathlib

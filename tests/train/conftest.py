@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-WORDS = "the cat sat on a mat and saw another cat run after a small red ball".split()
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "another", "run", "after")
 
 
 @pytest.fixture(scope="session")

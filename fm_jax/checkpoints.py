@@ -41,7 +41,8 @@ class Checkpoints:
             )
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # What Orbax would log of a failed save is raised here too, and said once.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.path = path.absolute()
         self._orbax = ocp.training.Checkpointer(
             self.path,

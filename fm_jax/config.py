@@ -137,7 +137,7 @@ def check(raw: dict) -> Config:
         if not isinstance(section, dict):
             raise UserError(f"config.{name} must be a section; got {section!r}.")
     raw = {name: dict(raw.get(name, {})) for name in sections}
-    model, data = raw["model"], raw["data"]
+    model = raw["model"]
     # What is missing or of another type stays as it is: the sections refuse it below.
     has_dim = isinstance(model.get("embed_dim"), int)
     if isinstance(model.get("num_heads"), int) and model["num_heads"] > 0:
@@ -152,8 +152,11 @@ def check(raw: dict) -> Config:
             model["head_dim"] = model["embed_dim"] // model["num_heads"]
     if has_dim:
         model["mlp_dim"] = model.get("mlp_dim") or 4 * model["embed_dim"]
-    model["max_length"] = model.get("max_length") or data.get("max_length", 0)
-    built = {name: _section(name, kind, raw[name]) for name, kind in sections.items()}
+    built = {n: _section(n, k, raw[n]) for n, k in sections.items() if n != "model"}
+    # A data.max_length below 1 is refused below, by its own name.
+    length = max(1, built["data"].max_length)
+    model["max_length"] = model.get("max_length") or length
+    built["model"] = _section("model", ModelConfig, model)
     config = Config(**built, raw=raw)
     _check_values(config)
     return config

@@ -61,10 +61,12 @@ def load(path: str) -> Any:
     except UserError:
         raise
     except Exception as error:
+        # A KeyError shows its message in quotes.
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise UserError(
             f"--config must be a file whose get_config({variant and repr(variant)}) "
             f"returns a ConfigDict; got {path!r}, which raised "
-            f"{type(error).__name__}: {str(error).strip(chr(39))}"
+            f"{type(error).__name__}: {reason}"
         ) from error
     if not isinstance(found, config_dict.ConfigDict):
         raise UserError(

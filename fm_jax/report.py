@@ -127,8 +127,8 @@ def _summary(runs: Sequence[Run], names: Sequence[str]) -> str:
         "held-out loss (nats/token)": ("final/loss", _last),
         "held-out bits/byte": ("final/bits_per_byte", _last),
         "gzip -9 bits/byte": ("gzip/bits_per_byte", _last),
-        "tokens/s (median)": ("perf/tokens_per_second", _median),
-        "MFU (median)": ("perf/mfu", lambda s, v: f"{sorted(v)[len(v) // 2]:.1%}"),
+        "tokens/s (median)": ("perf/median_tokens_per_second", _whole),
+        "MFU (median)": ("perf/median_mfu", lambda s, v: f"{v[-1]:.1%}"),
         "peak host memory (MB)": (
             "memory/peak_host_bytes",
             lambda s, v: f"{v[-1] / 1e6:,.0f}",
@@ -159,8 +159,8 @@ def _last(steps, values) -> str:
     return f"{values[-1]:.4f}"
 
 
-def _median(steps, values) -> str:
-    return f"{sorted(values)[len(values) // 2]:,.0f}"
+def _whole(steps, values) -> str:
+    return f"{values[-1]:,.0f}"
 
 
 def _one(run: Run, record: dict, title: str) -> list[str]:

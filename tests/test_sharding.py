@@ -239,10 +239,15 @@ def test_constrain_pins_activations_to_the_mesh(mesh):
     np.testing.assert_array_equal(y_BTF, 2 * x_BTF)
 
 
-def test_constrain_refuses_activations_that_do_not_divide(mesh):
-    with jax.set_mesh(mesh), pytest.raises(UserError) as error:
-        sharding.constrain(jnp.ones((3, 5, 12)), "batch", "length", "embed")
-    assert str(error.value) == (
-        "activation dim 'batch' must divide by the mesh axes data*fsdp; got 3 over 4. "
-        "Change the size or set --config.mesh.data=1."
-    )
+def test_constrain_leaves_a_dim_that_does_not_divide_whole(mesh):
+    x_BTF = np.arange(3 * 5 * 6.0, dtype=np.float32).reshape(3, 5, 6)
+
+    @jax.jit
+    def pinned(x_BTF):
+        return sharding.constrain(2 * x_BTF, "batch", "length", "mlp")
+
+    with jax.set_mesh(mesh):
+        y_BTF = pinned(x_BTF)
+    expected = PartitionSpec(None, None, "tensor")
+    assert y_BTF.sharding.is_equivalent_to(NamedSharding(mesh, expected), 3)
+    np.testing.assert_array_equal(y_BTF, 2 * x_BTF)

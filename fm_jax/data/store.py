@@ -113,13 +113,17 @@ def open_store(path: Path, tokenizer: Tokenizer) -> TokenStore:
                 f"Delete {path} and start again: it will be rebuilt."
             )
         shards.append(np.memmap(file, header["dtype"], "r"))
-    return TokenStore(
-        path=path,
-        header=header,
-        shards=tuple(shards),
-        offsets=np.load(path / "offsets.npy", mmap_mode="r"),
-        leftover=np.load(path / "leftover.npy", mmap_mode="r"),
-    )
+    arrays = {}
+    for name in ("offsets", "leftover"):
+        file = path / f"{name}.npy"
+        try:
+            arrays[name] = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(
+                f"token store must be whole; got {file} ({error}). "
+                f"Delete {path} and start again: it will be rebuilt."
+            ) from error
+    return TokenStore(path=path, header=header, shards=tuple(shards), **arrays)
 
 
 def _build(path: Path, documents: Iterable[str], tokenizer, say) -> None:
@@ -169,8 +173,8 @@ def _write(building: Path, documents: Iterable[str], tokenizer) -> dict:
             num_bytes += len(raw)
     writer.write(end)
     writer.close()
-    np.save(building / "offsets.npy", np.array(offsets, np.int64))
-    np.save(building / "leftover.npy", np.array(leftover, np.int32))
+    _save(building / "offsets.npy", np.array(offsets, np.int64))
+    _save(building / "leftover.npy", np.array(leftover, np.int32))
     return {
         "format": FORMAT,
         "dtype": dtype.str,
@@ -226,6 +230,14 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
             texts, size = [], 0
     if texts:
         yield texts
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    """Write an .npy. np.save goes by C's buffers and misses a disk that is full."""
+    with open(file, "wb") as stream:
+        described = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(stream, described)
+        stream.write(array.data)
 
 
 def _sync(file: Path) -> None:

@@ -1,6 +1,7 @@
 """One training run, from a checked config to a finished run folder."""
 
 import contextlib
+import statistics
 import sys
 from pathlib import Path
 
@@ -236,6 +237,12 @@ class _Trainer:
     def _finish(self, final: dict[str, float]) -> None:
         run, held_out = self.run, self.data.eval.store
         gzip_bits = held_out.header["gzip_bytes"] * 8 / held_out.num_bytes
+        with self.clock.phase("measure"):
+            # Again, and the better: a busy moment at the start would flatter the MFU.
+            self.peak = max(self.peak, metrics.peak_flops(self.config.model.dtype)[0])
+        _, speeds = run.series("perf/tokens_per_second")
+        speed = statistics.median(speeds or [0.0])
+        mfu = speed * self.parts.flops_per_token / self.peak
         self.clock.close()
         run.append(
             {
@@ -248,6 +255,8 @@ class _Trainer:
                 "compile/cache_misses": self.compiles.misses,
                 "compile/seconds_saved": self.compiles.saved,
                 "perf/peak_flops": self.peak,
+                "perf/median_tokens_per_second": speed,
+                "perf/median_mfu": mfu,
                 **{f"time/{n}_seconds": s for n, s in self.clock.seconds.items()},
             }
         )
@@ -255,6 +264,10 @@ class _Trainer:
             f"all held-out text, {held_out.num_bytes:,} bytes: "
             f"{final['bits_per_byte']:.4f} bits/byte by this model, "
             f"{gzip_bits:.4f} by gzip -9"
+        )
+        self._say(
+            f"median {speed:,.0f} tokens/s, MFU {mfu:.1%} of {self.peak / 1e9:,.0f} "
+            f"GFLOP/s; peak host memory {machine.peak_memory_bytes() / 1e6:,.0f} MB"
         )
         report.write([run.path], run.path / "report.html")
         run.write("DONE", f"{self.parts.num_steps}\n")

@@ -198,13 +198,13 @@ def test_a_sharded_run_gives_the_losses_of_one_device(fm, tiny, finished, tmp_pa
         np.testing.assert_allclose(ours, theirs, rtol=2e-4)
 
 
-def test_the_step_compiles_once_and_reads_nothing_back(fm, tiny, tmp_path):
+def test_the_step_is_compiled_once(fm, tiny, tmp_path):
     flags = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.train.compile_cache="]
     done = fm("train", *flags, JAX_LOG_COMPILES="1", JAX_COMPILATION_CACHE_DIR="")
     assert done.returncode == 0, done.stderr
     compiled = [
         line for line in done.stderr.splitlines()
-        if line.startswith("Finished XLA compilation of jit(train_step)")
+        if "Finished XLA compilation of jit(train_step)" in line
     ]  # fmt: skip
     assert len(compiled) == 1
 

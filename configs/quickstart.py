@@ -13,7 +13,15 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """Return the quickstart's config."""
+    """Return the quickstart's config: float32, for CPUs without bfloat16 products."""
     config = base.get_config()
+    config.model.activation = "relu2"  # cheap both ways
+    config.model.qk_norm = True  # steady at the high rate that a short run wants
+    config.optimizer.learning_rate = 4e-3
+    config.train.batch_size = 8
     config.train.steps = 400
+    config.eval.every = 100
+    config.eval.max_batches = 8
+    config.checkpoint.every = 100
+    config.log.every = 2
     return config

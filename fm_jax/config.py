@@ -12,6 +12,38 @@ from typing import Any
 from fm_jax.errors import UserError, unknown
 from fm_jax.models.config import ModelConfig
 
+# What the checks below demand of plain numbers; everything else has a check of its own.
+POSITIVE = ("optimizer.learning_rate", "optimizer.epsilon")
+AT_LEAST_ONE = (
+    "train.batch_size",
+    "train.accumulation",
+    "data.max_length",
+    "eval.batch_size",
+    "checkpoint.keep",
+    "log.every",
+    "sample.num_samples",
+)
+NOT_NEGATIVE = (
+    "eval.every",
+    "eval.max_batches",
+    "checkpoint.every",
+    "checkpoint.keep_best",
+    "checkpoint.keep_every",
+    "train.loss_chunk",
+    "train.z_loss",
+    "train.seed",
+    "optimizer.clip_norm",
+    "optimizer.weight_decay",
+    "sample.num_tokens",
+    "sample.temperature",
+    "sample.top_k",
+)
+FRACTIONS = (
+    "schedule.warmup_fraction",
+    "schedule.decay_fraction",
+    "schedule.final_fraction",
+)
+BELOW_ONE = ("optimizer.beta1", "optimizer.beta2", "train.ema_decay")
 DURATIONS = ("steps", "tokens", "epochs", "tokens_per_param")
 
 
@@ -195,11 +227,13 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
 
 
 def _check_values(config: Config) -> None:
+    def value(key):
+        section, name = key.split(".")
+        return getattr(getattr(config, section), name)
+
     def demand(holds, key, demand):
         if not holds:
-            section, name = key.split(".")
-            value = getattr(getattr(config, section), name)
-            raise UserError(f"config.{key} must be {demand}; got {value!r}.")
+            raise UserError(f"config.{key} must be {demand}; got {value(key)!r}.")
 
     given = [n for n in DURATIONS if getattr(config.train, n)]
     if len(given) != 1:
@@ -209,64 +243,31 @@ def _check_values(config: Config) -> None:
             f"train.tokens_per_param must be set; got {shown or 'none'}. "
             "Set the others to 0."
         )
-    demand(getattr(config.train, given[0]) > 0, f"train.{given[0]}", "> 0")
-    for key in (
-        "train.batch_size",
-        "train.accumulation",
-        "data.max_length",
-        "eval.batch_size",
-        "checkpoint.keep",
-        "log.every",
-        "sample.num_samples",
-    ):
-        section, name = key.split(".")
-        demand(getattr(getattr(config, section), name) >= 1, key, ">= 1")
-    for key in (
-        "eval.every",
-        "eval.max_batches",
-        "checkpoint.every",
-        "checkpoint.keep_best",
-        "checkpoint.keep_every",
-        "train.loss_chunk",
-        "train.z_loss",
-        "optimizer.clip_norm",
-        "optimizer.weight_decay",
-        "sample.num_tokens",
-        "sample.temperature",
-        "sample.top_k",
-        "train.seed",
-    ):
-        section, name = key.split(".")
-        demand(getattr(getattr(config, section), name) >= 0, key, ">= 0")
-    for key in (
-        "schedule.warmup_fraction",
-        "schedule.decay_fraction",
-        "schedule.final_fraction",
-    ):
-        section, name = key.split(".")
-        demand(0 <= getattr(config.schedule, name) <= 1, key, "between 0 and 1")
-    for key in ("optimizer.beta1", "optimizer.beta2", "train.ema_decay"):
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        demand(0 <= value < 1, key, "at least 0 and below 1")
-    demand(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "> 0")
-    demand(config.optimizer.epsilon > 0, "optimizer.epsilon", "> 0")
+    for key in (f"train.{given[0]}", *POSITIVE):
+        demand(value(key) > 0, key, "> 0")
+    for key in AT_LEAST_ONE:
+        demand(value(key) >= 1, key, ">= 1")
+    for key in NOT_NEGATIVE:
+        demand(value(key) >= 0, key, ">= 0")
+    for key in FRACTIONS:
+        demand(0 <= value(key) <= 1, key, "between 0 and 1")
+    for key in BELOW_ONE:
+        demand(0 <= value(key) < 1, key, "at least 0 and below 1")
     demand(0 < config.sample.top_p <= 1, "sample.top_p", "above 0 and at most 1")
-    if config.train.batch_size % config.train.accumulation:
-        raise UserError(
-            "train.batch_size must divide by train.accumulation; got "
-            f"{config.train.batch_size} and {config.train.accumulation}."
-        )
-    if config.train.loss_chunk and config.data.max_length % config.train.loss_chunk:
-        raise UserError(
-            "train.loss_chunk must divide data.max_length; got "
-            f"{config.train.loss_chunk} and {config.data.max_length}."
-        )
+    _demand_divides(config, "train.batch_size", "train.accumulation")
+    if config.train.loss_chunk:
+        _demand_divides(config, "data.max_length", "train.loss_chunk")
     if config.model.positions == "learned":
         demand(
             config.model.max_length >= config.data.max_length,
             "model.max_length",
             f">= data.max_length={config.data.max_length} for learned positions",
+        )
+    if config.data.end_token:
+        demand(
+            config.data.tokenizer not in ("bytes", "bpe"),
+            "data.tokenizer",
+            "a tokenizer.json when data.end_token is set",
         )
     if config.checkpoint.keep_best and (
         not config.eval.every or config.checkpoint.every % config.eval.every
@@ -275,6 +276,17 @@ def _check_values(config: Config) -> None:
             "checkpoint.every must be a multiple of eval.every when "
             "checkpoint.keep_best is set; got "
             f"{config.checkpoint.every} and {config.eval.every}."
+        )
+
+
+def _demand_divides(config: Config, whole: str, part: str) -> None:
+    sizes = []
+    for key in (whole, part):
+        section, name = key.split(".")
+        sizes.append(getattr(getattr(config, section), name))
+    if sizes[0] % sizes[1]:
+        raise UserError(
+            f"{whole} must divide by {part}; got {sizes[0]} and {sizes[1]}."
         )
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fm_jax.errors import UserError
 from fm_jax.runs import Run
 
 CURVES = (
@@ -52,12 +51,7 @@ def write(paths: Sequence[Path], out: Path) -> None:
         + "\n".join(parts)
         + "</html>\n"
     )
-    try:
-        Run(out.parent).write(out.name, text)
-    except OSError as error:
-        raise UserError(
-            f"--out must be a file to write; got {out} ({error.strerror})."
-        ) from error
+    Run(out.parent).write(out.name, text)
 
 
 def curves(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
@@ -81,17 +75,26 @@ def curves(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
                     continue
                 drawn += 1
                 label = ", ".join(filter(None, (name if len(runs) > 1 else "", kind)))
-                is_eval = metric.startswith("eval/")
+                label = label or title
+                if metric.startswith("eval/"):
+                    axes.plot(
+                        steps,
+                        values,
+                        "--o",
+                        color=f"C{index}",
+                        label=label,
+                        markersize=4,
+                        linewidth=1.2,
+                    )
+                    continue
+                # One step's number is noisy: faint as it is, and its running mean.
+                axes.plot(steps, values, color=f"C{index}", linewidth=0.8, alpha=0.3)
                 axes.plot(
                     steps,
-                    values,
-                    label=label or title,
+                    running_mean(values, len(values) // 20),
                     color=f"C{index}",
-                    marker="o" if is_eval else "",
-                    markersize=4,
-                    linestyle="--" if is_eval else "-",
-                    linewidth=1.2,
-                    alpha=1 if is_eval else 0.8,
+                    label=label,
+                    linewidth=1.4,
                 )
         if title == "compression" and drawn:
             for index, run in enumerate(runs):
@@ -114,6 +117,17 @@ def curves(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
             figures.append(stream.getvalue())
         pyplot.close(figure)
     return figures
+
+
+def running_mean(values: Sequence[float], reach: int) -> list[float]:
+    """Return the mean of each value and up to `reach` neighbours on either side."""
+    means = []
+    for index in range(len(values)):
+        # As many on the left as on the right, so that ends do not lag.
+        side = min(reach, index, len(values) - 1 - index)
+        near = values[index - side : index + side + 1]
+        means.append(sum(near) / len(near))
+    return means
 
 
 def _figure(svg: str) -> str:

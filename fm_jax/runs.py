@@ -1,5 +1,6 @@
 """The run folder: a run that explains itself through its files. Imports no jax."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -61,8 +62,9 @@ class Run:
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder at once or not at all."""
         beside = self.path / f".{name}.writing"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, self.path / name)
+        with _told(self.path / name):
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, self.path / name)
 
     def write_config(self, record: dict[str, Any]) -> None:
         """Write config.json."""
@@ -90,13 +92,16 @@ class Run:
 
     def log(self, line: str) -> None:
         """Append a line to log.txt."""
-        with open(self.path / "log.txt", "a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        self._append("log.txt", line)
 
     def append(self, row: dict[str, Any], name: str = "metrics.jsonl") -> None:
         """Append one object as a line."""
-        with open(self.path / name, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        self._append(name, json.dumps(row))
+
+    def _append(self, name: str, line: str) -> None:
+        file = self.path / name
+        with _told(file), open(file, "a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
 
     def rows(self, name: str = "metrics.jsonl") -> Iterator[dict[str, Any]]:
         """Yield the objects of a .jsonl file; a torn last line is left out."""
@@ -128,3 +133,14 @@ class Run:
         """Return the steps and values of one metric."""
         pairs = [(r["step"], r[name]) for r in self.rows() if name in r]
         return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """Turn a file that cannot be written into the user's error."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{file} must be writable and its disk have room; got {error.strerror}."
+        ) from error

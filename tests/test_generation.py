@@ -88,7 +88,7 @@ def test_a_prompt_gives_the_same_greedy_text_alone_and_among_longer_ones(model):
 def test_text_after_a_prompt_of_two_buckets_is_right_too(model_config, random_params):
     built = zoo.build(model_config(num_layers=1, window=3))
     model = built, random_params(built.abstract)
-    # Only the last five ids are within two windows; positions are relative in rope.
+    # One layer that sees three ids, and rope, which knows distances alone.
     tail = [7, 8, 30, 31, 2]
     rng = np.random.default_rng(0)
     long = [*rng.integers(0, 37, generation.BUCKET).tolist(), *tail]

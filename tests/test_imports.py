@@ -27,7 +27,7 @@ ORDER = {
          "config", "report", "flags", "bench", "cli"],
     "models": ["config", "presets", "counts", "layers", "positions", "attention",
                "decoder", "zoo"],
-    "data": ["sources", "tokenizers", "store", "examples", "batches"],
+    "data": ["files", "sources", "tokenizers", "store", "examples", "batches"],
     "evaluation": ["likelihood"],
     "train": ["step", "loop", "progress", "compose", "restore", "opening", "run"],
 }  # fmt: skip

@@ -113,6 +113,8 @@ def prefetch(batches: Sequence, start: int = 0) -> Iterator[Batch]:
     """Yield batches from `start` on, read ahead by grain on threads of its own."""
     import grain
 
+    if start >= len(batches):
+        return iter(())  # grain would look for the first element of nothing for ever
     source = grain.MapDataset.source(batches).slice(slice(start, len(batches)))
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(source.to_iter_dataset(options))

@@ -1,30 +1,16 @@
 """Where text comes from: documents with names, split into train and held-out."""
 
 import dataclasses
-import glob
-import gzip
 import hashlib
-import io
 import json
-import os
-import sysconfig
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from fm_jax.data import files as text_files
 from fm_jax.errors import UserError, unknown
 
 SPLITS = ("train", "eval")
-SUFFIXES = (".txt", ".md", ".py", ".jsonl")
-PACKINGS = (".gz", ".zst")
-NOT_STDLIB = {
-    "test",
-    "tests",
-    "idle_test",
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-}
 ON_BAD_TEXT = ("error", "skip", "replace")
 
 
@@ -54,7 +40,7 @@ class Files:
 
     def identity(self, split: str) -> dict:
         """Return what the split's documents follow from, contents included."""
-        digests = {n: _digest(p) for n, p in self.files[split].items()}
+        digests = {n: text_files.digest(p) for n, p in self.files[split].items()}
         return {
             "files": digests,
             "split": split if self.eval_fraction else "all",
@@ -69,8 +55,8 @@ class Files:
         return held_out == (split == "eval")
 
     def _texts(self, name: str, path: Path) -> Iterator[tuple[str, str]]:
-        is_lines = _inner_suffix(path) == ".jsonl"
-        with _open(path) as stream:
+        is_lines = text_files.text_suffix(path) == ".jsonl"
+        with text_files.open_text(path) as stream:
             try:
                 if not is_lines:
                     text = self._decode(stream.read(), path, 0)
@@ -227,20 +213,26 @@ def make(
     """Return the source that the data section of a config describes."""
     if on_bad_text not in ON_BAD_TEXT:
         raise unknown("data.on_bad_text", on_bad_text, ON_BAD_TEXT)
-    by_hash = source == "stdlib" or (source == "text" and not eval_paths)
-    if (by_hash or split == eval_split) and not 0 < eval_fraction < 1:
+    by_hash = {
+        "stdlib": True,
+        "text": not eval_paths,
+        "tfds": split == eval_split,
+    }
+    if by_hash.get(source) and not 0 < eval_fraction < 1:
         raise UserError(
             "data.eval_fraction must be between 0 and 1 when documents are split by a "
             f"hash of their names; got {eval_fraction}."
         )
     options = {"text_field": text_field, "on_bad_text": on_bad_text}
     if source == "stdlib":
-        files = stdlib_files()
+        files = text_files.stdlib_files()
         both = {"train": files, "eval": files}
         return Files(files=both, eval_fraction=eval_fraction, **options)
     if source == "text":
-        train = matching(paths, "data.paths")
-        held = matching(eval_paths, "data.eval_paths") if eval_paths else train
+        train = text_files.matching(paths, "data.paths")
+        held = (
+            text_files.matching(eval_paths, "data.eval_paths") if eval_paths else train
+        )
         fraction = 0.0 if eval_paths else eval_fraction
         both = {"train": train, "eval": held}
         return Files(files=both, eval_fraction=fraction, **options)
@@ -256,144 +248,7 @@ def make(
     raise unknown("data.source", source, ("stdlib", "text", "tfds"))
 
 
-def stdlib_files() -> dict[str, Path]:
-    """Return the Python standard library's own source files, tests left out."""
-    root = Path(sysconfig.get_path("stdlib"))
-    found = {}
-    for folder, inner, names in os.walk(root):
-        inner[:] = sorted(set(inner) - NOT_STDLIB)
-        for name in sorted(names):
-            if name.endswith(".py"):
-                path = Path(folder, name)
-                found[path.relative_to(root).as_posix()] = path
-    if not found:
-        raise UserError(
-            f"the standard library must have its source files; got none under {root}. "
-            "Use another Python, or --config.data.source=text."
-        )
-    return found
-
-
-def matching(patterns: tuple[str, ...], key: str) -> dict[str, Path]:
-    """Return the text files that globs match; a folder stands for all text under it.
-
-    Names are relative to what the matches have in common, so that the split by hash
-    does not depend on where a corpus lies. Raises UserError when nothing matches, or a
-    match is not text.
-    """
-    if not patterns:
-        raise UserError(
-            f"{key} must list files or globs; got none. "
-            f"Example: --config.{key}='(\"corpus/**/*.txt\",)'."
-        )
-    paths: set[Path] = set()
-    for pattern in patterns:
-        expanded = os.path.expanduser(pattern)
-        matches = [Path(p) for p in glob.glob(expanded, recursive=True)]
-        if not matches:
-            raise UserError(f"{key} must match files; got none for {pattern!r}.")
-        for match in matches:
-            if match.is_dir():
-                inside = (p for p in match.rglob("*") if _inner_suffix(p) in SUFFIXES)
-                paths.update(p for p in inside if p.is_file())
-            elif _inner_suffix(match) in SUFFIXES:
-                paths.add(match)
-            elif match.name == os.path.basename(expanded):
-                raise UserError(
-                    f"{key} must name text ({', '.join(SUFFIXES)}, each also .gz or "
-                    f".zst); got {match}."
-                )
-    if not paths:
-        raise UserError(
-            f"{key} must match text files ({', '.join(SUFFIXES)}, each "
-            f"also .gz or .zst); got none in {', '.join(patterns)}."
-        )
-    # A link keeps its own name: what it points to may have no suffix.
-    absolute = sorted({p.parent.resolve() / p.name for p in paths})
-    root = os.path.commonpath([p.parent for p in absolute])
-    return {p.relative_to(root).as_posix(): p for p in absolute}
-
-
 def name_fraction(name: str) -> float:
     """Return a fixed number in [0, 1) for a name."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
-
-
-def _inner_suffix(path: Path) -> str:
-    suffixes = [s.lower() for s in path.suffixes]
-    if suffixes and suffixes[-1] in PACKINGS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".gz":
-            return gzip.open(path, "rb")
-        if suffix == ".zst":
-            packed = open(path, "rb")  # noqa: SIM115, the caller closes it
-            return io.BufferedReader(_ZstdFile(packed))
-        return open(path, "rb")
-    except OSError as error:
-        raise UserError(
-            f"data file must be readable; got {path} ({error.strerror})."
-        ) from error
-
-
-class _ZstdFile(io.RawIOBase):
-    """All frames of a zstd file; damage is an OSError and a lost end an EOFError.
-
-    zstandard's own reader takes a file that was cut short for one that ended.
-    """
-
-    def __init__(self, packed):
-        self._packed = packed
-        self._chunks = self._decompressed()
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self._ready:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._ready = memoryview(chunk)
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def close(self) -> None:
-        self._packed.close()
-        super().close()
-
-    def _decompressed(self) -> Iterator[bytes]:
-        import zstandard
-
-        decompressor = zstandard.ZstdDecompressor()
-        frame, raw = None, b""
-        try:
-            while raw := raw or self._packed.read(1 << 17):
-                frame = frame or decompressor.decompressobj()
-                yield frame.decompress(raw)
-                raw = b""
-                if frame.eof:
-                    raw, frame = frame.unused_data, None
-        except zstandard.ZstdError as error:
-            raise OSError(str(error)) from error
-        if frame:
-            raise EOFError("Compressed file ended before its last frame did")
-
-
-def _digest(path: Path) -> str:
-    try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "blake2b").hexdigest()[:32]
-    except OSError as error:
-        raise UserError(
-            f"data file must be readable; got {path} ({error.strerror})."
-        ) from error

@@ -9,6 +9,7 @@ from fm_jax import config as configs
 from fm_jax import configfile, sharding
 from fm_jax.checkpoints import Checkpoints, abstract_of
 from fm_jax.data import tokenizers
+from fm_jax.data.batches import EvalBatches, prefetch
 from fm_jax.data.tokenizers import Tokenizer
 from fm_jax.errors import UserError
 from fm_jax.evaluation import likelihood
@@ -16,6 +17,7 @@ from fm_jax.models import zoo
 from fm_jax.models.zoo import Model
 from fm_jax.runs import Run
 from fm_jax.train import compose
+from fm_jax.train.step import make_eval_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,7 @@ def load(path: Path, step: str = "latest") -> Restored:
         raise UserError(f"a run must have a checkpoint to read; got none in {path}.")
     compose.use_compile_cache(config.train.compile_cache)
     model = zoo.build(config.model)
-    # The run's own mesh may not exist here: weights are spread over fsdp, whatever
-    # the number of devices, where that divides, and else copied to each.
+    # The run's own mesh may not exist here: every device gets a whole copy.
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     places = sharding.tree_shardings(model.axes, model.abstract, mesh)
     with jax.set_mesh(mesh):
@@ -73,10 +74,16 @@ def evaluate(path: Path, step: str = "latest") -> dict[str, float]:
             f"the held-out text must be what {path} was trained with; got "
             "another. Restore the files."
         )
-    parts = compose.build(held.config, corpus_tokens=len(data.train.store) - 1)
-    with parts.on_mesh():
+    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+    place = sharding.batch_sharding(mesh)
+    rows = -(-held.config.eval.batch_size // mesh.size) * mesh.size
+    batches = prefetch(EvalBatches(data.eval, rows))
+    loss_chunk = held.config.train.loss_chunk
+    with jax.set_mesh(mesh):
         return likelihood.evaluate(
-            parts.eval_step, held.params, compose.eval_batches(parts, data, 0)
+            jax.jit(make_eval_step(held.model, loss_chunk=loss_chunk)),
+            held.params,
+            (sharding.put_batch(batch, place) for batch in batches),
         )
 
 

@@ -10,6 +10,7 @@ import jax
 from fm_jax import config as configs
 from fm_jax import generation, machine, metrics, report
 from fm_jax.checkpoints import Checkpoints, size_bytes
+from fm_jax.errors import UserError
 from fm_jax.evaluation import likelihood
 from fm_jax.runs import Run
 from fm_jax.train import compose, loop, opening
@@ -54,7 +55,7 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
         with parts.on_mesh():
             trainer.train(goes_on=earlier is not None)
     except BaseException as error:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(UserError):
             run.write("FAILED", f"{type(error).__name__}: {error}\n")
         raise
     return run
@@ -212,15 +213,18 @@ class _Trainer:
 
     def _sample(self, state: TrainState) -> None:
         sample, tokenizer = self.config.sample, self.data.tokenizer
-        if not sample.num_tokens:
+        prompt = [tokenizer.end_id, *tokenizer.encode_batch([sample.prompt])[0]]
+        num_tokens, model = sample.num_tokens, self.config.model
+        if model.positions == "learned":
+            num_tokens = min(num_tokens, model.max_length - len(prompt))
+        if num_tokens < 1:
             return
-        ids = tokenizer.encode_batch([sample.prompt])[0].tolist()
         with self.clock.phase("sample"):
             found = generation.generate(
                 self.parts.model,
                 state.weights(),
-                [[tokenizer.end_id, *ids]] * sample.num_samples,
-                num_tokens=sample.num_tokens,
+                [[int(i) for i in prompt]] * sample.num_samples,
+                num_tokens=num_tokens,
                 end_id=tokenizer.end_id,
                 temperature=sample.temperature,
                 top_k=sample.top_k,
@@ -269,8 +273,8 @@ class _Trainer:
             f"median {speed:,.0f} tokens/s, MFU {mfu:.1%} of {self.peak / 1e9:,.0f} "
             f"GFLOP/s; peak host memory {machine.peak_memory_bytes() / 1e6:,.0f} MB"
         )
-        report.write([run.path], run.path / "report.html")
         run.write("DONE", f"{self.parts.num_steps}\n")
+        report.write([run.path], run.path / "report.html")
         _print(
             f"run folder: {run.path}\n"
             "next:\n"

@@ -1,0 +1,285 @@
+"""Tests of checkpoints: the same bits on any mesh, and the last good one stays."""
+
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fm_jax import checkpoints, sharding
+from fm_jax.checkpoints import Checkpoints
+from fm_jax.errors import UserError
+
+
+def _mesh(data, fsdp, tensor):
+    return sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+
+
+def _places(mesh):
+    whole = NamedSharding(mesh, PartitionSpec())
+    cut = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    return {
+        "params": {"kernel": cut, "scale": whole},
+        "optimizer": {"step": whole, "state": (cut, whole)},
+    }
+
+
+def _parts(mesh, seed=0):
+    """Return a state's parts on a mesh, with bits that rounding would lose."""
+    rng = np.random.default_rng(seed)
+    kernel = rng.standard_normal((8, 12)).astype(np.float32)
+    scale = rng.standard_normal(7).astype(np.float32)
+    scale[:4] = [np.nan, np.inf, -0.0, 1e-42]
+    parts = {
+        "params": {"kernel": kernel, "scale": scale},
+        "optimizer": {
+            "step": np.int32(seed),
+            "state": (kernel.astype(jnp.bfloat16), scale * 3),
+        },
+    }
+    return jax.device_put(parts, _places(mesh))
+
+
+def _abstract(parts, mesh):
+    places = {name: _places(mesh)[name] for name in parts}
+    return checkpoints.abstract_of(parts, places)
+
+
+def _assert_same_bits(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Return `opened(**kept)`: the checkpoints of one folder, closed at the end."""
+    held = []
+
+    def open_again(**kept):
+        held.append(Checkpoints(tmp_path / "checkpoints", **kept))
+        return held[-1]
+
+    yield open_again
+    for one in held:
+        one.close()
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2), (8, 1, 1), (1, 2, 4)])
+def test_a_state_comes_back_bit_by_bit_on_any_mesh(sizes, opened):
+    parts = _parts(_mesh(2, 2, 2))
+    saved = opened()
+    saved.save(3, parts, None)
+    saved.wait()
+    mesh = _mesh(*sizes)
+    found = opened().restore(3, _abstract(parts, mesh))
+    _assert_same_bits(found, parts)
+    jax.tree.map(_assert_lies, found, _places(mesh))
+
+
+def _assert_lies(x, place):
+    assert x.sharding.is_equivalent_to(place, x.ndim)
+
+
+def test_one_part_is_restored_without_the_others(opened):
+    mesh = _mesh(1, 4, 2)
+    parts = _parts(mesh)
+    saved = opened()
+    saved.save(3, parts, None)
+    saved.wait()
+    params = {"params": parts["params"]}
+    _assert_same_bits(saved.restore(3, _abstract(params, mesh)), params)
+
+
+def test_saving_leaves_the_callers_parts_alone(opened):
+    parts = _parts(_mesh(8, 1, 1))
+    saved = opened(keep=2)
+    for step in (1, 2):
+        saved.save(step, parts, {"eval/loss": 1.0})
+    saved.wait()
+    assert parts.keys() == {"params", "optimizer"}
+    assert saved.steps() == [1, 2]
+
+
+LOSSES = {2: 5.0, 4: 3.0, 6: 4.0, 8: 2.5, 10: 4.5, 12: 6.0}
+
+
+@pytest.mark.parametrize(
+    "kept, steps",
+    [
+        ({}, [12]),
+        ({"keep": 3}, [8, 10, 12]),
+        ({"keep_best": 2}, [4, 8, 12]),
+        ({"keep_every": 4}, [4, 8, 12]),
+        ({"keep": 2, "keep_best": 1, "keep_every": 6}, [6, 8, 10, 12]),
+    ],
+)
+def test_kept_are_the_latest_the_best_and_every_so_many(kept, steps, opened):
+    saved = opened(**kept)
+    parts = {"params": {"w": jnp.ones(3)}}
+    for step, loss in LOSSES.items():
+        saved.save(step, parts, {"eval/loss": loss})
+    saved.wait()
+    assert saved.steps() == steps
+    assert opened(**kept).steps() == steps
+
+
+def test_the_best_step_is_that_of_the_lowest_loss(opened):
+    saved = opened(keep=9)
+    parts = {"params": {"w": jnp.ones(3)}}
+    assert saved.best() is None
+    saved.save(1, parts, None)
+    saved.wait()
+    assert saved.best() is None
+    for step, loss in LOSSES.items():
+        saved.save(step, parts, {"eval/loss": loss})
+    saved.save(14, parts, None)
+    saved.wait()
+    assert saved.best() == 8
+    assert opened(keep=9).best() == 8
+
+
+def test_checkpoints_without_a_loss_are_not_kept_as_the_best(opened):
+    saved = opened(keep_best=1)
+    parts = {"params": {"w": jnp.ones(3)}}
+    for step, metrics in ((1, None), (2, {"eval/loss": 2.0}), (3, None), (4, None)):
+        saved.save(step, parts, metrics)
+    saved.wait()
+    assert saved.steps() == [2, 4]
+
+
+def test_a_step_that_was_not_saved_is_refused_with_those_that_were(opened):
+    saved = opened(keep=2)
+    parts = {"params": {"w": jnp.ones(3)}}
+    for step in (10, 20):
+        saved.save(step, parts, None)
+    saved.wait()
+    with pytest.raises(UserError) as error:
+        saved.restore(15, parts)
+    assert str(error.value) == (
+        "--step must be one of the saved steps [10, 20]; got 15."
+    )
+
+
+def test_the_size_is_the_bytes_of_all_leaves():
+    assert checkpoints.size_bytes(_parts(_mesh(8, 1, 1))) == (
+        8 * 12 * 4 + 7 * 4 + 4 + 8 * 12 * 2 + 7 * 4
+    )
+
+
+class _Failing:
+    """A stand-in for Orbax, whose every call meets the same error."""
+
+    checkpoints = ()
+
+    def __init__(self, error):
+        self.error = error
+
+    def wait(self):
+        raise self.error
+
+
+def test_an_error_that_is_not_the_disk_stays_itself_however_often(opened):
+    saved = opened()
+    real, saved._orbax = saved._orbax, _Failing(RuntimeError("a bug"))
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="a bug"):
+            saved.wait()
+    saved._orbax = real
+
+
+def _numbers(size):
+    return {"params": {"w": np.arange(size, dtype=np.float32) * 0.37}}
+
+
+def _python(code, *arguments):
+    start = (
+        "import os, pathlib, resource, signal, sys\n"
+        "import jax\n"
+        "jax.config.update('jax_platforms', 'cpu')\n"
+        "import numpy as np\n"
+        "from fm_jax.checkpoints import Checkpoints\n"
+        "saved = Checkpoints(pathlib.Path(sys.argv[1]), keep=2)\n"
+        "def parts(size):\n"
+        "    w = np.arange(size, dtype=np.float32) * 0.37\n"
+        "    return {'params': {'w': jax.device_put(w)}}\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", start + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def _restored(path, step, size):
+    saved = Checkpoints(path, keep=2)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    struct = jax.ShapeDtypeStruct((size,), jnp.float32, sharding=place)
+    found = saved.restore(step, {"params": {"w": struct}})
+    steps = saved.steps()
+    saved.close()
+    return steps, found
+
+
+FULL = """
+saved.save(1, parts(1000), None)
+saved.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, resource.RLIM_INFINITY))
+try:
+    saved.save(2, parts(2_000_000), None)
+    saved.wait()
+except BaseException as error:
+    print(type(error).__name__, error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+print(saved.steps())
+saved.close()
+"""
+
+
+def test_a_full_disk_is_the_users_error_and_the_earlier_checkpoint_stays(tmp_path):
+    path = tmp_path / "checkpoints"
+    found = _python(FULL, path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines() == [
+        f"UserError the disk must have room for a checkpoint; got none under {path}. "
+        "The last good checkpoint stays. Free space or lower checkpoint.keep, then "
+        "give the same command.",
+        "[1]",
+    ]
+    steps, parts = _restored(path, 1, 1000)
+    assert steps == [1]
+    _assert_same_bits(parts, _numbers(1000))
+
+
+KILLED = """
+saved.save(1, parts(1000), None)
+saved.wait()
+saved.save(2, parts(16_000_000), None)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_process_killed_in_a_save_leaves_the_earlier_checkpoint(tmp_path):
+    path = tmp_path / "checkpoints"
+    found = _python(KILLED, path)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    begun = [p.name for p in path.iterdir() if p.name != "1"]
+    assert begun and "2" not in begun  # the kill came within the save
+    steps, parts = _restored(path, 1, 1000)
+    assert steps == [1]
+    _assert_same_bits(parts, _numbers(1000))
+    saved = Checkpoints(path, keep=2)
+    saved.save(2, jax.device_put(_numbers(7)), None)
+    saved.close()
+    steps, parts = _restored(path, 2, 7)
+    assert steps == [1, 2]
+    _assert_same_bits(parts, _numbers(7))

@@ -1,0 +1,151 @@
+"""Tests of what the process says of itself, and of its allocator."""
+
+import platform
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fm_jax import __version__, machine
+
+
+def _python(code, *arguments, timeout=60):
+    found = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=timeout,
+    )
+    return found.stdout.split()
+
+
+def test_versions_name_python_the_system_and_every_package():
+    found = machine.versions()
+    assert found["python"] == platform.python_version()
+    assert found["numpy"] == np.__version__
+    assert found["fm_jax"] == __version__
+    assert set(found) == {"python", "system", *machine.PACKAGES}
+    assert "not installed" not in found.values()
+
+
+def test_a_package_that_is_missing_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGES", ("numpy", "no-such-package"))
+    assert machine.versions()["no-such-package"] == "not installed"
+
+
+def test_seconds_since_start_are_those_since_the_process_was_made():
+    code = (
+        "import time; from fm_jax import machine; time.sleep(0.2)\n"
+        "print(machine.seconds_since_start())"
+    )
+    before = time.perf_counter()
+    (inside,) = map(float, _python(code))
+    outside = time.perf_counter() - before
+    tick = 0.02  # the system counts a process's start in hundredths
+    assert 0.2 - tick < inside < outside + tick
+
+
+def test_seconds_since_start_go_by_like_seconds():
+    readings = [time.perf_counter()]
+    start = machine.seconds_since_start()
+    readings.append(time.perf_counter())
+    time.sleep(0.05)
+    readings.append(time.perf_counter())
+    stop = machine.seconds_since_start()
+    readings.append(time.perf_counter())
+    least, most = readings[2] - readings[1], readings[3] - readings[0]
+    rounding = 1e-4
+    assert least - rounding <= stop - start <= most + rounding
+
+
+def test_without_proc_the_time_of_the_processor_stands_in(monkeypatch):
+    def missing(*_):
+        raise FileNotFoundError("/proc/self/stat")
+
+    monkeypatch.setattr(machine.Path, "read_text", missing)
+    before = time.process_time()
+    assert before <= machine.seconds_since_start() <= time.process_time()
+
+
+HELD = """
+from fm_jax import machine
+before = machine.peak_memory_bytes()
+held = bytes([1]) * (before + 2**20)
+grown = machine.peak_memory_bytes()
+size = len(held)
+del held
+print(before, size, grown, machine.peak_memory_bytes())
+"""
+
+
+def test_peak_memory_grows_by_what_is_held_and_stays():
+    before, held, grown, after = map(int, _python(HELD))
+    assert 2**20 < before < held < grown < before + 2 * held
+    assert after >= grown
+
+
+FAULTS = """
+import ctypes, resource, sys
+from fm_jax import machine
+if sys.argv[1] == "tuned":
+    machine.tune_allocator()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def take(size):
+    block = libc.malloc(size)
+    libc.memset(block, 1, size)
+    libc.free(block)
+size = 64 << 20  # over what glibc ever keeps by itself
+take(size)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    take(size)
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults * resource.getpagesize() / size)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tunes glibc alone")
+def test_a_tuned_process_keeps_the_pages_of_freed_buffers():
+    # In buffers' worth of small pages; the system may give large ones, far fewer.
+    (plain,) = map(float, _python(FAULTS, "plain"))
+    (tuned,) = map(float, _python(FAULTS, "tuned"))
+    assert tuned < 1e-3 < plain
+
+
+def test_other_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(machine.ctypes, "CDLL", None)
+    machine.tune_allocator()
+
+
+def _git(folder, *arguments):
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_the_git_state_is_the_commit_and_whether_files_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    _git(tmp_path, "init", "-q")
+    (tmp_path / "machine.py").write_text("1")
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "-qm", "first")
+    commit = _git(tmp_path, "rev-parse", "HEAD")
+    assert machine.git_state() == {"commit": commit, "dirty": False}
+    (tmp_path / "machine.py").write_text("2")
+    assert machine.git_state() == {"commit": commit, "dirty": True}
+
+
+def test_without_git_the_state_is_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert machine.git_state() == {}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.git_state() == {}

@@ -140,6 +140,7 @@ def _kill_at(command, environment, run: Run, step: int) -> None:
     process.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
     fm, tiny, environment, tmp_path
 ):
@@ -164,6 +165,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
     assert len(killed.read_config()["history"]) == 4
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_over_another_mesh_with_the_same_tokens(
     fm, tiny, finished, tmp_path
 ):
@@ -184,6 +186,7 @@ def test_a_run_goes_on_over_another_mesh_with_the_same_tokens(
     assert run.series("train/loss")[0] == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_a_sharded_run_gives_the_losses_of_one_device(fm, tiny, finished, tmp_path):
     whole, _ = finished
     done = fm(
@@ -198,6 +201,7 @@ def test_a_sharded_run_gives_the_losses_of_one_device(fm, tiny, finished, tmp_pa
         np.testing.assert_allclose(ours, theirs, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_step_is_compiled_once(fm, tiny, tmp_path):
     flags = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.train.compile_cache="]
     done = fm("train", *flags, JAX_LOG_COMPILES="1", JAX_COMPILATION_CACHE_DIR="")
@@ -209,6 +213,7 @@ def test_the_step_is_compiled_once(fm, tiny, tmp_path):
     assert len(compiled) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
     fm, tiny, environment, tmp_path
 ):

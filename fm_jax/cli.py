@@ -120,14 +120,13 @@ def make_report(flags, raw, argv) -> None:
     if not flags.positional:
         raise UserError("fm report must be given run folders; got none.")
     paths = [Path(p) for p in flags.positional]
-    several = Path("report.html")
-    out = (
-        Path(flags.out)
-        if flags.out
-        else (several if len(paths) > 1 else paths[0] / "report.html")
-    )
+    beside = paths[0] / "report.html" if len(paths) == 1 else Path("report.html")
+    out = Path(flags.out) if flags.out else beside
     report.write(paths, out)
     print(out)
+    if flags.figures:
+        for path in report.write_figures(paths, Path(flags.figures)):
+            print(path)
 
 
 def bench(flags, raw, argv) -> None:
@@ -191,7 +190,10 @@ COMMANDS = {
         make_report,
         "write report.html of a run, or of several side by side",
         "fm report runs/a runs/b --out=compare.html",
-        {"out": ("", "the file; default: RUN/report.html, report.html for several")},
+        {
+            "out": ("", "the file; default: RUN/report.html, report.html for several"),
+            "figures": ("", "a folder to write each figure to as well, as SVG"),
+        },
         positional="RUN...",
     ),
     "bench": Command(
@@ -200,7 +202,7 @@ COMMANDS = {
         "fm bench --config=configs/quickstart.py --steps=20",
         {
             "steps": (20, "steps to time"),
-            "startup": (False, "also time the first step of new processes"),
+            "startup": (True, "also time the first step of new processes; --nostartup"),
             "json": (False, "print JSON"),
         },
         takes_config=True,

@@ -41,7 +41,7 @@ def write(paths: Sequence[Path], out: Path) -> None:
     records = [run.read_config() for run in runs]
     names = [path.resolve().name for path in paths]
     parts = [f"<h1>{html.escape(' and '.join(names))}</h1>", _summary(runs, names)]
-    parts += [_figure(svg) for svg in curves(runs, names)]
+    parts += [_figure(svg) for svg in curves(runs, names).values()]
     for run, record, name in zip(runs, records, names, strict=True):
         title = f": {name}" if len(runs) > 1 else ""
         parts += _one(run, record, html.escape(title))
@@ -54,8 +54,22 @@ def write(paths: Sequence[Path], out: Path) -> None:
     Run(out.parent).write(out.name, text)
 
 
-def curves(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """Return one SVG for each group of curves that any of the runs has."""
+def write_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Write each figure of the report of runs as a file of `folder`; return them."""
+    runs = [Run(path) for path in paths]
+    for run in runs:
+        run.read_config()
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for title, svg in curves(runs, [path.resolve().name for path in paths]).items():
+        name = f"{title.replace(' ', '_')}.svg"
+        Run(folder).write(name, svg)
+        written.append(folder / name)
+    return written
+
+
+def curves(runs: Sequence[Run], names: Sequence[str]) -> dict[str, str]:
+    """Return an SVG, by title, for each group of curves that any of the runs has."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -64,7 +78,7 @@ def curves(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     matplotlib.rcParams["svg.hashsalt"] = "fm_jax"
     from matplotlib import pyplot
 
-    figures = []
+    figures = {}
     for title, unit, series in CURVES:
         figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
         drawn = 0
@@ -114,7 +128,7 @@ def curves(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
                 axes.legend(frameon=False)
             stream = io.StringIO()
             figure.savefig(stream, format="svg", metadata={"Date": None})
-            figures.append(stream.getvalue())
+            figures[title] = stream.getvalue()
         pyplot.close(figure)
     return figures
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
@@ -251,4 +252,19 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path):
         report.write([_make(tmp_path / "run")], out)
     assert str(error.value) == (
         f"{out} must be writable and its disk have room; got No such file or directory."
+    )
+
+
+def test_figures_are_files_too(tmp_path):
+    run = _make(tmp_path / "run")
+    written = report.write_figures([run], tmp_path / "figures")
+    assert [path.name for path in written] == [
+        "loss.svg",
+        "compression.svg",
+        "learning_rate.svg",
+        "gradient_norm.svg",
+        "throughput.svg",
+    ]
+    assert all(
+        ElementTree.parse(path).getroot().tag.endswith("svg") for path in written
     )

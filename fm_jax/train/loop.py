@@ -47,7 +47,7 @@ def run(
     """
     pending: tuple[int, dict] | None = None
     for step in range(start + 1, stop + 1):
-        with clock.phase("data"):
+        with clock.phase("wait_for_data"):
             batch = put(next(batches))
         with clock.phase("train"):
             state, metrics = step_fn(state, batch)

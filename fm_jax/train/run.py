@@ -30,7 +30,7 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
     clock = metrics.Clock()
     startup = {"import": machine.seconds_since_start()}
     earlier = opening.earlier_record(run, config.raw)
-    with clock.phase("data"):
+    with clock.phase("prepare_data"):
         data = compose.open_data(config, _print)
     if earlier is not None:
         opening.refuse_other_data(run, earlier["data"], opening.data_record(data))

@@ -265,7 +265,7 @@ def test_waiting_for_data_is_counted(finished):
         if key.startswith("time/")
     }  # fmt: skip
     assert {
-        "time/data_seconds",
+        "time/wait_for_data_seconds",
         "time/train_seconds",
         "time/eval_seconds",
         "time/checkpoint_seconds",

@@ -94,8 +94,8 @@ def test_flags_that_are_not_given_have_their_defaults(name, file):
 @pytest.mark.parametrize(
     "argv, expected",
     [
-        ([], (False, False)),
-        (["--json"], (True, False)),
+        ([], (False, True)),
+        (["--json", "--nostartup"], (True, False)),
         (["--json=true", "--startup"], (True, True)),
         (["--startup", "--nostartup", "--json=false"], (False, False)),
     ],

@@ -13,7 +13,7 @@ from fm_jax.models import zoo
 from fm_jax.train import step as steps
 
 ROWS, LENGTH = 8, 5
-GOLDEN_LOSSES = [4.963785, 3.655148, 2.976231, 2.57681]
+GOLDEN_LOSSES = [4.963785, 3.900653, 3.247282, 2.887306]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,11 @@ def test_evaluation_sums_are_those_of_training_without_z_loss(
 
 
 def test_golden_steps(model, batch):
-    """Four AdamW steps from a fixed seed: any change of the numbers shows here."""
+    """Four AdamW steps from a fixed seed: any change of the numbers shows here.
+
+    The epsilon is large: where a gradient is next to nothing, Adam would otherwise blow
+    the rounding of one compiler or another up to a whole step.
+    """
     rate = optimizers.schedule(
         name="cosine", peak=0.03, num_steps=4, warmup_fraction=0.25,
         decay_fraction=0.0, final_fraction=0.1,
@@ -183,7 +187,7 @@ def test_golden_steps(model, batch):
     )
     tx = optimizers.make(
         rate, mask, name="adamw", weight_decay=0.1, beta1=0.9, beta2=0.95,
-        epsilon=1e-8, clip_norm=1.0,
+        epsilon=1e-2, clip_norm=1.0,
     )  # fmt: skip
     state = steps.create(model, tx, ema_decay=0.0)(jax.random.key(7))
     step = jax.jit(_step(model, tx, z_loss=1e-3))

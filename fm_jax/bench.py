@@ -13,8 +13,8 @@ import jax
 
 from fm_jax import config as configs
 from fm_jax import machine, metrics
+from fm_jax.errors import UserError
 from fm_jax.models import counts
-from fm_jax.runs import Run
 from fm_jax.train import compose
 
 
@@ -27,9 +27,9 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
     data = compose.open_data(config, say)
     config = compose.resolve(config, data.tokenizer)
     compose.use_compile_cache(config.train.compile_cache)
-    parts = compose.build(config, corpus_tokens=len(data.train.store) - 1)
     watch = metrics.CompileWatch()
-    peak, source = metrics.peak_flops(config.model.dtype)
+    mesh = compose.open_mesh(config)
+    parts = compose.build(config, mesh, corpus_tokens=len(data.train.store) - 1)
     with parts.on_mesh():
         state = parts.init(jax.random.key(config.train.seed))
         step_fn = parts.train_step.lower(
@@ -43,6 +43,9 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
             fetched = time.perf_counter()
             state, numbers = step_fn(state, batch)
             jax.block_until_ready(numbers)
+            if index == 0:
+                first_step = machine.seconds_since_start()
+                peak, source = metrics.peak_flops(config.model.dtype)
             if index >= 3:
                 seconds.append(time.perf_counter() - began)
                 waits.append(fetched - began)
@@ -59,6 +62,7 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
         "ceiling_source": source,
         "mfu": flops / median / peak,
         "data_wait_fraction": sum(waits) / sum(seconds),
+        "first_step_after_seconds": first_step,
         "compile_seconds": watch.seconds,
         "cache_hits": watch.hits,
         "cache_misses": watch.misses,
@@ -66,49 +70,31 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
     }
 
 
-def startup(config_path: Path) -> dict[str, dict[str, float]]:
-    """Return seconds to the first step of a new process, cold and warm, by part.
+def startup(config: configs.Config) -> dict[str, float]:
+    """Return seconds from a new process to its first step, compile cache cold and warm.
 
-    Two processes run one step of the run in `config_path` (a config.json): the first
-    with an empty compile cache, the second with the first one's.
+    Two processes take a step each: the first with an empty cache, the second with the
+    first one's. Raises UserError with what a process said that failed.
     """
     found = {}
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config.json")
+        path.write_text(json.dumps({"config": config.raw}))
         env = dict(
             os.environ,
             JAX_COMPILATION_CACHE_DIR=f"{folder}/cache",
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         )
+        command = [sys.executable, "-m", "fm_jax.cli", "bench", f"--config={path}"]
+        command += ["--steps=1", "--json", "--nostartup"]
         for kind in ("cold", "warm"):
-            workdir = Path(folder, kind)
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "fm_jax.cli",
-                    "train",
-                    f"--config={config_path}",
-                    f"--workdir={workdir}",
-                    "--config.eval.max_batches=1",
-                    "--config.sample.num_tokens=0",
-                ],
-                env=env,
-                check=True,
-                capture_output=True,
+            done = subprocess.run(
+                command, env=env, check=False, capture_output=True, text=True
             )
-            found[kind] = {
-                key.removeprefix("startup/").removesuffix("_seconds"): value
-                for row in Run(workdir).rows()
-                for key, value in row.items()
-                if key.startswith("startup/")
-            }
+            if done.returncode:
+                said = (done.stderr.strip() or "nothing").splitlines()[-1]
+                raise UserError(f"a process to time must end well; got {said}")
+            numbers = json.loads(done.stdout)
+            for name in ("first_step_after_seconds", "compile_seconds"):
+                found[f"{kind}_{name}"] = numbers[name]
     return found
-
-
-def one_step_config(config: configs.Config, folder: Path) -> Path:
-    """Write a config.json of `config` that stops after one step; return its path."""
-    raw = {name: dict(section) for name, section in config.raw.items()}
-    raw["train"] |= {"steps": 1, "tokens": 0.0, "epochs": 0.0, "tokens_per_param": 0.0}
-    path = folder / "config.json"
-    path.write_text(json.dumps({"config": raw}))
-    return path

@@ -19,14 +19,20 @@ FULL_DISK_WORDS = ("No space left", "quota exceeded", "File too large")
 
 
 class Checkpoints:
-    """The checkpoints of one run, by step.
+    """The checkpoints of one run, by step; the run itself `writes`, others read.
 
     Kept are the latest `keep`, the `keep_best` with the lowest eval/loss, and every
     multiple of `keep_every`.
     """
 
     def __init__(
-        self, path: Path, *, keep: int = 1, keep_best: int = 0, keep_every: int = 0
+        self,
+        path: Path,
+        *,
+        writes: bool = False,
+        keep: int = 1,
+        keep_best: int = 0,
+        keep_every: int = 0,
     ):
         policies = ocp.training.preservation_policies
         kept = [policies.LatestN(keep)]
@@ -47,7 +53,8 @@ class Checkpoints:
         self._orbax = ocp.training.Checkpointer(
             self.path,
             preservation_policy=policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=True,
+            # A reader must not take a save that is under way for a broken one.
+            cleanup_tmp_directories=writes,
         )
 
     def steps(self) -> list[int]:

@@ -46,17 +46,19 @@ def show_config(flags, raw, argv) -> None:
     from fm_jax import config as configs
     from fm_jax import configfile
 
-    resolved = configs.check(raw).raw
+    config = configs.check(raw)
     if not flags.diff:
-        for key, value in configfile.flat(resolved).items():
-            print(f"{key} = {value!r}")
+        for section in dataclasses.fields(config)[:-1]:  # the last is raw
+            values = dataclasses.asdict(getattr(config, section.name))
+            for key, value in values.items():
+                print(f"{section.name}.{key} = {value!r}")
         return
     other = (
         configfile.load_base()
         if flags.diff == "base"
         else configfile.load(flags.diff).to_dict()
     )
-    for key, (old, new) in configfile.difference(other, resolved).items():
+    for key, (old, new) in configfile.difference(other, config.raw).items():
         print(f"{key} = {new!r}  (was {old!r})")
 
 
@@ -76,6 +78,8 @@ def generate(flags, raw, argv) -> None:
             "--temperature must be >= 0, --top_k >= 0 and --top_p in (0, 1]; got "
             f"{flags.temperature}, {flags.top_k} and {flags.top_p}."
         )
+    if not 0 <= flags.seed < 2**31:
+        raise UserError(f"--seed must be from 0 to {2**31 - 1}; got {flags.seed}.")
     held = restore.load(Path(flags.run), flags.step)
     texts = [p for p in flags.prompt or [""] for _ in range(flags.num_samples)]
     end_id = held.tokenizer.end_id
@@ -132,10 +136,11 @@ def make_report(flags, raw, argv) -> None:
 def bench(flags, raw, argv) -> None:
     """Print how fast a config trains on this machine."""
     import json
-    import tempfile
 
     from fm_jax import config as configs
 
+    if flags.steps < 1:
+        raise UserError(f"--steps must be >= 1; got {flags.steps}.")
     config = configs.check(raw)
     machine.tune_allocator()
     from fm_jax import bench as benches
@@ -144,10 +149,7 @@ def bench(flags, raw, argv) -> None:
         config, num_steps=flags.steps, say=lambda line: print(line, file=sys.stderr)
     )
     if flags.startup:
-        with tempfile.TemporaryDirectory() as folder:
-            path = benches.one_step_config(config, Path(folder))
-            for kind, parts in benches.startup(path).items():
-                found |= {f"{kind}_{n}_seconds": s for n, s in parts.items()}
+        found |= benches.startup(config)
     if flags.json:
         print(json.dumps(found, indent=1))
         return
@@ -296,9 +298,11 @@ def _default_workdir(config_file: str, raw: dict) -> str:
     from fm_jax import config as configs
     from fm_jax import configfile
 
-    resolved = configs.check(raw).raw
+    raw = configs.check(raw).raw
     stem = Path(config_file.partition(":")[0]).stem
-    return os.path.join("runs", f"{stem}-{configfile.fingerprint(resolved)[:8]}")
+    return os.path.join(
+        "runs", f"{stem}-{configfile.fingerprint(raw, with_duration=True)[:8]}"
+    )
 
 
 if __name__ == "__main__":

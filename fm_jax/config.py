@@ -1,16 +1,20 @@
 """From a ConfigDict to checked, frozen dataclasses: the door that config stops at.
 
-Every key stands in configs/base.py with its comment and its default; the dataclasses
-here give the types and the checks, and have no defaults. Imports no jax.
+Every key stands in configs/base.py with its comment and its default; sections.py gives
+its type, this file its checks. Imports no jax.
 """
 
 import dataclasses
 import math
+import re
 import typing
 from typing import Any
 
+from fm_jax import configfile
+from fm_jax.data import sources
 from fm_jax.errors import UserError, unknown
 from fm_jax.models.config import ModelConfig
+from fm_jax.sections import Config, TrainConfig
 
 # What the checks below demand of plain numbers; everything else has a check of its own.
 POSITIVE = ("optimizer.learning_rate", "optimizer.epsilon")
@@ -44,120 +48,18 @@ FRACTIONS = (
     "schedule.final_fraction",
 )
 BELOW_ONE = ("optimizer.beta1", "optimizer.beta2", "train.ema_decay")
-DURATIONS = ("steps", "tokens", "epochs", "tokens_per_param")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    source: str
-    paths: tuple[str, ...]
-    eval_paths: tuple[str, ...]
-    eval_fraction: float
-    name: str
-    tfds_dir: str
-    split: str
-    eval_split: str
-    text_field: str
-    on_bad_text: str
-    tokenizer: str
-    vocab_size: int
-    end_token: str
-    max_length: int
-    mask_documents: bool
-    cache_dir: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    name: str
-    learning_rate: float
-    weight_decay: float
-    decay_rules: tuple[tuple[str, bool], ...]
-    beta1: float
-    beta2: float
-    epsilon: float
-    clip_norm: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    name: str
-    warmup_fraction: float
-    decay_fraction: float
-    final_fraction: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    steps: int
-    tokens: float
-    epochs: float
-    tokens_per_param: float
-    batch_size: int
-    accumulation: int
-    seed: int
-    z_loss: float
-    loss_chunk: int
-    ema_decay: float
-    compile_cache: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    data: int
-    fsdp: int
-    tensor: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    every: int
-    batch_size: int
-    max_batches: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    every: int
-    keep: int
-    keep_best: int
-    keep_every: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    every: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    prompt: str
-    num_samples: int
-    num_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """A whole run. `raw` is the nested dict of every key, as given."""
-
-    model: ModelConfig
-    data: DataConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
-    train: TrainConfig
-    mesh: MeshConfig
-    eval: EvalConfig
-    checkpoint: CheckpointConfig
-    log: LogConfig
-    sample: SampleConfig
-    raw: dict
+CHOICES = {
+    "data.source": sources.KINDS,
+    "data.on_bad_text": sources.ON_BAD_TEXT,
+    # As in optimizers.py, which this file cannot import: it brings jax.
+    "optimizer.name": ("adamw",),
+    "schedule.name": ("cosine", "linear", "constant", "wsd", "inverse_sqrt"),
+}
+SEED_LIMIT = 2**31  # what every backend takes for a seed
 
 
 def check(raw: dict) -> Config:
-    """Return the checked Config of nested dicts; derived sizes are filled in.
+    """Return the checked Config of nested dicts; sizes given as 0 are derived.
 
     Raises UserError on unknown or missing keys, wrong types, values out of range and
     impossible combinations.
@@ -169,8 +71,19 @@ def check(raw: dict) -> Config:
         if not isinstance(section, dict):
             raise UserError(f"config.{name} must be a section; got {section!r}.")
     raw = {name: dict(raw.get(name, {})) for name in sections}
-    model = raw["model"]
-    # What is missing or of another type stays as it is: the sections refuse it below.
+    built = {n: _section(n, k, raw[n]) for n, k in sections.items() if n != "model"}
+    # A data.max_length below 1 is refused below, by its own name.
+    filled = _filled(raw["model"], length=max(1, built["data"].max_length))
+    config = Config(**built, model=_section("model", ModelConfig, filled), raw=raw)
+    _check_values(config)
+    _check_combinations(config)
+    return config
+
+
+def _filled(model: dict, *, length: int) -> dict:
+    """Return the model section with the sizes that were given as 0."""
+    model = dict(model)
+    # What is missing or of another type stays as it is: the section refuses it.
     has_dim = isinstance(model.get("embed_dim"), int)
     if isinstance(model.get("num_heads"), int) and model["num_heads"] > 0:
         model["num_kv_heads"] = model.get("num_kv_heads") or model["num_heads"]
@@ -184,14 +97,8 @@ def check(raw: dict) -> Config:
             model["head_dim"] = model["embed_dim"] // model["num_heads"]
     if has_dim:
         model["mlp_dim"] = model.get("mlp_dim") or 4 * model["embed_dim"]
-    built = {n: _section(n, k, raw[n]) for n, k in sections.items() if n != "model"}
-    # A data.max_length below 1 is refused below, by its own name.
-    length = max(1, built["data"].max_length)
     model["max_length"] = model.get("max_length") or length
-    built["model"] = _section("model", ModelConfig, model)
-    config = Config(**built, raw=raw)
-    _check_values(config)
-    return config
+    return model
 
 
 def _section(section: str, kind: type, values: dict):
@@ -226,16 +133,19 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
     raise UserError(f"config.{key} must be {shown}; got {value!r}.")
 
 
+def _value(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _demand(config: Config, key: str, holds: bool, demand: str) -> None:
+    if not holds:
+        raise UserError(f"config.{key} must be {demand}; got {_value(config, key)!r}.")
+
+
 def _check_values(config: Config) -> None:
-    def value(key):
-        section, name = key.split(".")
-        return getattr(getattr(config, section), name)
-
-    def demand(holds, key, demand):
-        if not holds:
-            raise UserError(f"config.{key} must be {demand}; got {value(key)!r}.")
-
-    given = [n for n in DURATIONS if getattr(config.train, n)]
+    """Refuse values that are wrong by themselves."""
+    given = [n for n in configfile.DURATIONS if getattr(config.train, n)]
     if len(given) != 1:
         shown = ", ".join(f"train.{n}={getattr(config.train, n)}" for n in given)
         raise UserError(
@@ -243,47 +153,69 @@ def _check_values(config: Config) -> None:
             f"train.tokens_per_param must be set; got {shown or 'none'}. "
             "Set the others to 0."
         )
+    for key, known in CHOICES.items():
+        if _value(config, key) not in known:
+            raise unknown(f"config.{key}", _value(config, key), known)
     for key in (f"train.{given[0]}", *POSITIVE):
-        demand(value(key) > 0, key, "> 0")
+        _demand(config, key, _value(config, key) > 0, "> 0")
     for key in AT_LEAST_ONE:
-        demand(value(key) >= 1, key, ">= 1")
+        _demand(config, key, _value(config, key) >= 1, ">= 1")
     for key in NOT_NEGATIVE:
-        demand(value(key) >= 0, key, ">= 0")
+        _demand(config, key, _value(config, key) >= 0, ">= 0")
     for key in FRACTIONS:
-        demand(0 <= value(key) <= 1, key, "between 0 and 1")
+        _demand(config, key, 0 <= _value(config, key) <= 1, "between 0 and 1")
     for key in BELOW_ONE:
-        demand(0 <= value(key) < 1, key, "at least 0 and below 1")
-    demand(0 < config.sample.top_p <= 1, "sample.top_p", "above 0 and at most 1")
+        _demand(config, key, 0 <= _value(config, key) < 1, "at least 0 and below 1")
+    top_p, seed = config.sample.top_p, config.train.seed
+    _demand(config, "sample.top_p", 0 < top_p <= 1, "above 0 and at most 1")
+    _demand(config, "train.seed", seed < SEED_LIMIT, f"below {SEED_LIMIT}")
+    for pattern, _ in config.optimizer.decay_rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                "config.optimizer.decay_rules must be regular expressions; got "
+                f"{pattern!r} ({error})."
+            ) from error
+
+
+def _check_combinations(config: Config) -> None:
+    """Refuse values that are wrong beside each other."""
     _demand_divides(config, "train.batch_size", "train.accumulation")
     if config.train.loss_chunk:
         _demand_divides(config, "data.max_length", "train.loss_chunk")
     if config.model.positions == "learned":
-        demand(
-            config.model.max_length >= config.data.max_length,
+        length = config.data.max_length
+        _demand(
+            config,
             "model.max_length",
-            f">= data.max_length={config.data.max_length} for learned positions",
+            config.model.max_length >= length,
+            f">= data.max_length={length} for learned positions",
         )
     if config.data.end_token:
-        demand(
-            config.data.tokenizer not in ("bytes", "bpe"),
+        _demand(
+            config,
             "data.tokenizer",
+            config.data.tokenizer not in ("bytes", "bpe"),
             "a tokenizer.json when data.end_token is set",
         )
-    if config.checkpoint.keep_best and (
-        not config.eval.every or config.checkpoint.every % config.eval.every
-    ):
+    warmup, decay = config.schedule.warmup_fraction, config.schedule.decay_fraction
+    if config.schedule.name == "wsd" and warmup + decay > 1:
+        raise UserError(
+            "schedule.warmup_fraction + schedule.decay_fraction must be at most 1 "
+            f"under wsd; got {warmup} + {decay}."
+        )
+    every = config.eval.every
+    if config.checkpoint.keep_best and (not every or config.checkpoint.every % every):
         raise UserError(
             "checkpoint.every must be a multiple of eval.every when "
             "checkpoint.keep_best is set; got "
-            f"{config.checkpoint.every} and {config.eval.every}."
+            f"{config.checkpoint.every} and {every}."
         )
 
 
 def _demand_divides(config: Config, whole: str, part: str) -> None:
-    sizes = []
-    for key in (whole, part):
-        section, name = key.split(".")
-        sizes.append(getattr(getattr(config, section), name))
+    sizes = _value(config, whole), _value(config, part)
     if sizes[0] % sizes[1]:
         raise UserError(
             f"{whole} must divide by {part}; got {sizes[0]} and {sizes[1]}."

@@ -13,6 +13,8 @@ from typing import Any
 from fm_jax.errors import UserError, unknown
 
 BASE = Path(__file__).parent.parent / "configs" / "base.py"
+DURATIONS = ("steps", "tokens", "epochs", "tokens_per_param")
+DURATION_KEYS = tuple(f"train.{name}" for name in DURATIONS)
 # What may differ when a run goes on: where and how often, how long, on which mesh.
 MAY_CHANGE = (
     "checkpoint.",
@@ -22,10 +24,7 @@ MAY_CHANGE = (
     "sample.",
     "data.cache_dir",
     "train.compile_cache",
-    "train.steps",
-    "train.tokens",
-    "train.epochs",
-    "train.tokens_per_param",
+    *DURATION_KEYS,
 )
 
 
@@ -53,6 +52,8 @@ def load(path: str) -> Any:
                 "holds no config."
             )
         return config_dict.ConfigDict(_tupled(record["config"]))
+    if file.suffix != ".py":
+        raise UserError(f"--config must be a .py or .json file; got {name!r}.")
     module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     module = importlib.util.module_from_spec(module_spec)
     try:
@@ -116,9 +117,13 @@ def may_change(key: str) -> bool:
     return key.startswith(MAY_CHANGE)
 
 
-def fingerprint(raw: dict) -> str:
-    """Return a digest of the keys that make a run what it is."""
-    fixed = {key: value for key, value in flat(raw).items() if not may_change(key)}
+def fingerprint(raw: dict, *, with_duration: bool = False) -> str:
+    """Return a digest of the keys that may not change, and of how long if asked."""
+    fixed = {
+        key: value
+        for key, value in flat(raw).items()
+        if not may_change(key) or (with_duration and key in DURATION_KEYS)
+    }
     text = json.dumps(fixed, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -65,19 +65,16 @@ class Clock:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time of the block under `name`."""
-        self._settle()
+        self.settle()
         self._stack.append(name)
         try:
             yield
         finally:
-            self._settle()
+            self.settle()
             self._stack.pop()
 
-    def close(self) -> None:
+    def settle(self) -> None:
         """Count the time up to now."""
-        self._settle()
-
-    def _settle(self) -> None:
         now = time.perf_counter()
         name = self._stack[-1] if self._stack else "other"
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since

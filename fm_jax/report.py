@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from fm_jax.errors import UserError
 from fm_jax.runs import Run
 
 CURVES = (
@@ -59,7 +60,12 @@ def write_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
     runs = [Run(path) for path in paths]
     for run in runs:
         run.read_config()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--figures must be a folder to write in; got {folder} ({error.strerror})."
+        ) from error
     written = []
     for title, svg in curves(runs, [path.resolve().name for path in paths]).items():
         name = f"{title.replace(' ', '_')}.svg"
@@ -207,7 +213,8 @@ def _one(run: Run, record: dict, title: str) -> list[str]:
                 times.items(), key=lambda item: (-item[1], item[0])
             )
         )
-        parts += [f"<h2>Where the time went{title}</h2><table>{rows}</table>"]
+        last = ", since the last start" if len(record["history"]) > 1 else ""
+        parts += [f"<h2>Where the time went{last}{title}</h2><table>{rows}</table>"]
     samples = list(run.rows("samples.jsonl"))
     if samples:
         parts.append(f"<h2>Samples{title}</h2>")

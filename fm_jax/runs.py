@@ -10,6 +10,9 @@ from typing import Any
 
 from fm_jax.errors import UserError
 
+RECORD = {"config", "changed_from_base", "resolved", "data", "history"}
+OWN_NAMES = (".lock", "tokenizer.json", "FAILED")  # what may stand before config.json
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -28,7 +31,8 @@ class Run:
 
     def exists(self) -> bool:
         """Return whether a run was begun here."""
-        return (self.path / "config.json").exists()
+        with _told(self.path):
+            return (self.path / "config.json").exists()
 
     def done_step(self) -> int:
         """Return the step that the run came to its end at, 0 while it has not."""
@@ -36,28 +40,50 @@ class Run:
         return int(file.read_text()) if file.exists() else 0
 
     def check_free(self) -> None:
-        """Raise UserError when the folder holds something that is not a run."""
-        if (
-            self.path.exists()
-            and not self.exists()
-            and (not self.path.is_dir() or any(self.path.iterdir()))
-        ):
+        """Raise UserError when the folder holds something that is not a run.
+
+        What a start that was killed early leaves behind is no obstacle.
+        """
+        with _told(self.path):
+            if not self.path.exists() or self.exists():
+                return
+            strange = not self.path.is_dir() or any(
+                file.name not in OWN_NAMES and not file.name.endswith(".writing")
+                for file in self.path.iterdir()
+            )
+        if strange:
             raise UserError(
                 f"--workdir must be a run or an empty folder; got {self.path}, which "
                 "holds something else. Choose another folder."
             )
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing this run while the block runs.
+
+        Raises UserError when one does. The lock ends with its process, however.
+        """
+        import fcntl
+
+        with _told(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "a")  # noqa: SIM115, held by the block
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"--workdir must not be in use; got {self.path}, which another "
+                    "process is training. Wait for it, or choose another --workdir."
+                ) from error
+            yield
+
     def begin(self) -> None:
         """Make the folder, and take away what said that the run had stopped."""
-        try:
+        with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for name in ("DONE", "FAILED"):
                 (self.path / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--workdir must be a folder to write in; got {self.path} "
-                f"({error.strerror})."
-            ) from error
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder at once or not at all."""
@@ -83,7 +109,7 @@ class Run:
             raise UserError(
                 f"{self.path}/config.json must be JSON; got {error}."
             ) from error
-        if not isinstance(record, dict) or not {"config", "history"} <= record.keys():
+        if not isinstance(record, dict) or not record.keys() >= RECORD:
             raise UserError(
                 f"{self.path}/config.json must be written by a run; got one that "
                 "something else wrote. Choose the folder of a run."

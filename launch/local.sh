@@ -41,6 +41,9 @@ install() {
     cuda | tpu) extras="test,$kind" ;;
     *) fail "FM_ACCELERATOR must be cpu, cuda or tpu; got $kind." ;;
   esac
+  if [ -n "$(ls -A "$venv" 2>/dev/null)" ] && [ ! -e "$venv/pyvenv.cfg" ]; then
+    fail "FM_VENV must be empty or a virtual environment; got $venv."
+  fi
   echo "First use: installing fm_jax for $kind into $venv" >&2
   if command -v uv >/dev/null 2>&1; then
     interpreter="$(python || echo '>=3.11')"

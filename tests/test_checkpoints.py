@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -283,3 +284,14 @@ def test_a_process_killed_in_a_save_leaves_the_earlier_checkpoint(tmp_path):
     steps, parts = _restored(path, 2, 7)
     assert steps == [1, 2]
     _assert_same_bits(parts, _numbers(7))
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_only_the_run_itself_clears_what_a_broken_save_left(writes, tmp_path):
+    under_way = tmp_path / "2.orbax-checkpoint-tmp"
+    under_way.mkdir()
+    Checkpoints(tmp_path, writes=writes).close()
+    end = time.monotonic() + (10 if writes else 1)
+    while under_way.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert under_way.exists() != writes

@@ -12,7 +12,7 @@ import typing
 import pytest
 
 from fm_jax import config as configs
-from fm_jax import configfile
+from fm_jax import configfile, optimizers
 from fm_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -178,10 +178,13 @@ def test_sizes_that_are_given_stay():
         assert getattr(model, key.removeprefix("model__")) == value
 
 
-def test_the_resolved_dict_checks_to_the_same_config():
+def test_derived_sizes_are_in_the_config_and_not_in_what_was_given():
     config = configs.check(_raw(model__embed_dim=24, model__num_heads=3))
-    assert config.raw["model"]["head_dim"] == 8
+    assert config.model.head_dim == 8
+    assert config.raw["model"]["head_dim"] == 0
     assert configs.check(config.raw) == config
+    wider = config.raw["model"] | {"embed_dim": 48}
+    assert configs.check(config.raw | {"model": wider}).model.head_dim == 16
 
 
 def test_checking_leaves_the_callers_dict_alone():
@@ -435,3 +438,8 @@ def test_a_duration_stands_for_these_steps(duration, steps):
         configs.check(raw).train, tokens_per_step=100, corpus_tokens=750, num_params=330
     )
     assert found == steps
+
+
+def test_the_door_knows_the_names_that_the_optimizer_knows():
+    assert configs.CHOICES["schedule.name"] == optimizers.SCHEDULES
+    assert configs.CHOICES["optimizer.name"] == optimizers.OPTIMIZERS

@@ -13,7 +13,7 @@ FLOORS = [
     ["errors", "machine", "products"],
     ["trees", "sharding", "objectives", "generation", "runs"],
     ["models", "data", "optimizers", "metrics", "checkpoints"],
-    ["evaluation", "config", "configfile"],
+    ["evaluation", "sections", "config", "configfile"],
     ["report"],
     ["train"],
     ["flags", "bench", "cli"],
@@ -24,6 +24,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ORDER = {
     "": ["errors", "machine", "products", "trees", "sharding", "objectives",
          "generation", "runs", "optimizers", "metrics", "checkpoints", "configfile",
+         "sections",
          "config", "report", "flags", "bench", "cli"],
     "models": ["config", "presets", "counts", "layers", "positions", "attention",
                "decoder", "zoo"],

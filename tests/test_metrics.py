@@ -40,7 +40,7 @@ def test_an_inner_phase_is_not_counted_in_the_outer_one(hand):
             hand.now += 16
         hand.now += 32
     hand.now += 64
-    clock.close()
+    clock.settle()
     assert clock.seconds == {"other": 65.0, "eval": 42.0, "data": 20.0}
 
 
@@ -50,7 +50,7 @@ def test_an_error_ends_its_phase(hand):
         hand.now += 3
         raise KeyError
     hand.now += 5
-    clock.close()
+    clock.settle()
     assert clock.seconds == {"data": 3.0, "other": 5.0}
 
 
@@ -64,7 +64,7 @@ def test_phases_add_up_to_the_wall_time_that_went_by():
             with clock.phase("checkpoint"):
                 time.sleep(0.004)
     readings.append(time.perf_counter())
-    clock.close()
+    clock.settle()
     readings.append(time.perf_counter())
     assert clock.seconds["step"] >= 0.006
     assert clock.seconds["checkpoint"] >= 0.012

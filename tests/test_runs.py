@@ -172,6 +172,7 @@ def test_to_begin_again_takes_away_how_the_run_had_ended(run):
 
 def test_the_config_comes_back_as_it_was_written(run):
     record = {"config": {"train": {"steps": 3}}, "history": [], "time": 1.5}
+    record |= {"changed_from_base": {}, "resolved": {}, "data": {}}
     run.write_config(record)
     assert run.read_config() == record
     assert json.loads((run.path / "config.json").read_text()) == record
@@ -237,5 +238,5 @@ def test_a_run_cannot_begin_below_a_file(tmp_path):
     with pytest.raises(UserError) as error:
         Run(path).begin()
     assert str(error.value) == (
-        f"--workdir must be a folder to write in; got {path} (Not a directory)."
+        f"{path} must be writable and its disk have room; got Not a directory."
     )

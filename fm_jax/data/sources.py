@@ -11,6 +11,7 @@ from fm_jax.data import files as text_files
 from fm_jax.errors import UserError, unknown
 
 SPLITS = ("train", "eval")
+KINDS = ("stdlib", "text", "tfds")
 ON_BAD_TEXT = ("error", "skip", "replace")
 
 
@@ -76,18 +77,7 @@ class Files:
                 ) from error
 
     def _decode(self, raw: bytes, path: Path, offset: int) -> str | None:
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if self.on_bad_text == "skip":
-                return None
-            if self.on_bad_text == "replace":
-                return raw.decode("utf-8", errors="replace")
-            raise UserError(
-                f"data file must be UTF-8; got {path} with a bad byte at offset "
-                f"{offset + error.start}. Mend it, or set "
-                "--config.data.on_bad_text=skip or =replace."
-            ) from error
+        return decode(raw, self.on_bad_text, "data file", f"{path}", offset)
 
     def _line_text(self, line: bytes, path, number, offset) -> str | None:
         decoded = self._decode(line, path, offset)
@@ -105,7 +95,7 @@ class Files:
             problem = f"no text under {self.text_field!r}"
         except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair
             problem = f"not UTF-8: {error}"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problem = f"not JSON: {error}"
         if self.on_bad_text == "skip":
             return None
@@ -128,6 +118,7 @@ class Tfds:
     splits: dict[str, str]
     eval_fraction: float
     text_field: str
+    on_bad_text: str
 
     def documents(self, split: str) -> Iterator[str]:
         """Yield the texts of a split in the dataset's order."""
@@ -140,7 +131,12 @@ class Tfds:
             if self.text_field not in row:
                 raise unknown("data.text_field", self.text_field, row)
             text = row[self.text_field]
-            text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+            if isinstance(text, bytes):
+                text = decode(
+                    text, self.on_bad_text, "TFDS text", f"{self.name} {index}", 0
+                )
+                if text is None:
+                    continue
             if not isinstance(text, str):
                 raise UserError(
                     f"data.text_field must name text; got {self.text_field!r} of "
@@ -164,6 +160,7 @@ class Tfds:
             "split_by": "blake2b of names",
             "eval_fraction": self.eval_fraction,
             "text_field": self.text_field,
+            "on_bad_text": self.on_bad_text,
         }
 
     def _builder(self):
@@ -233,6 +230,12 @@ def make(
         held = (
             text_files.matching(eval_paths, "data.eval_paths") if eval_paths else train
         )
+        shared = sorted(set(train.values()) & set(held.values()))
+        if eval_paths and shared:
+            raise UserError(
+                "data.eval_paths must not be trained on; got a file of data.paths: "
+                f"{shared[0]}. Take it out of one."
+            )
         fraction = 0.0 if eval_paths else eval_fraction
         both = {"train": train, "eval": held}
         return Files(files=both, eval_fraction=fraction, **options)
@@ -243,9 +246,30 @@ def make(
             data_dir=tfds_dir,
             splits=splits,
             eval_fraction=eval_fraction,
-            text_field=text_field,
+            **options,
         )
-    raise unknown("data.source", source, ("stdlib", "text", "tfds"))
+    raise unknown("data.source", source, KINDS)
+
+
+def decode(
+    raw: bytes, on_bad_text: str, thing: str, where: str, offset: int
+) -> str | None:
+    """Return UTF-8 bytes as text; None where bad text is skipped.
+
+    Raises UserError with the place, `offset` added, where it is an error.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if on_bad_text == "skip":
+            return None
+        if on_bad_text == "replace":
+            return raw.decode("utf-8", errors="replace")
+        raise UserError(
+            f"{thing} must be UTF-8; got {where} with a bad byte at offset "
+            f"{offset + error.start}. Mend it, or set "
+            "--config.data.on_bad_text=skip or =replace."
+        ) from error
 
 
 def name_fraction(name: str) -> float:

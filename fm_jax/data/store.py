@@ -97,7 +97,13 @@ def open_store(path: Path, tokenizer: Tokenizer) -> TokenStore:
     Raises UserError when it was made with another tokenizer, or a file in it does not
     have the size that its header states.
     """
-    header = json.loads((path / "header.json").read_text())
+    try:
+        header = json.loads((path / "header.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"token store must be whole; got {path}/header.json ({error}). "
+            f"Delete {path} and start again: it will be rebuilt."
+        ) from error
     if header["tokenizer"] != tokenizer.fingerprint:
         raise UserError(
             f"token store must be made with the tokenizer in use; got {path} made with "

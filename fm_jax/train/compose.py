@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from fm_jax import checkpoints, optimizers, sharding
 from fm_jax import config as configs
@@ -98,7 +99,7 @@ class Parts:
     """Everything that a run is made of, nothing of it on a device yet."""
 
     config: configs.Config
-    mesh: Any
+    mesh: Mesh
     model: zoo.Model
     num_steps: int
     rate: Callable
@@ -162,11 +163,8 @@ class Parts:
         )
 
 
-def build(config: configs.Config, *, corpus_tokens: int) -> Parts:
-    """Return the parts of a resolved config. Nothing is allocated or compiled.
-
-    Raises UserError when mesh, batch and model do not fit each other.
-    """
+def open_mesh(config: configs.Config) -> Mesh:
+    """Return the mesh of a config; raises UserError when its batches do not divide."""
     train = config.train
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     sharding.check_batch(
@@ -175,6 +173,15 @@ def build(config: configs.Config, *, corpus_tokens: int) -> Parts:
         "train.batch_size / train.accumulation",
     )
     sharding.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    return mesh
+
+
+def build(config: configs.Config, mesh: Mesh, *, corpus_tokens: int) -> Parts:
+    """Return the parts of a resolved config. Nothing is allocated or compiled.
+
+    Raises UserError when mesh and model do not fit each other.
+    """
+    train = config.train
     model = zoo.build(config.model)
     num_steps = configs.resolve_steps(
         train,

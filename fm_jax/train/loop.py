@@ -4,6 +4,7 @@ The device never waits for the host to look at a number, and the host is never m
 one step ahead.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -18,7 +19,7 @@ from fm_jax.metrics import Clock
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What happens around steps. A hook that returns is never called inside a step.
+    """What happens between steps, on the host.
 
     `on_metrics(step, metrics)` gets host numbers of each finished step, one late;
     `on_step(step, state)` runs after `step` updates, when `is_due(step)` says so, and
@@ -69,27 +70,33 @@ def _read(pending, hooks) -> None:
         if not math.isfinite(numbers[name]):
             raise DivergedError(
                 f"{name} must stay finite; got {numbers[name]} at step {step}. The "
-                "last checkpoint is from before it. Try a lower "
-                "optimizer.learning_rate, or optimizer.clip_norm=1."
+                "state after it was not saved. Begin another run with a lower "
+                "optimizer.learning_rate, or with optimizer.clip_norm=1."
             )
     hooks.on_metrics(step, numbers)
 
 
 class Rate:
-    """Steps per second over the last `window` readings, pauses left out."""
+    """Steps per second over the last `window` readings, pauses taken out."""
 
     def __init__(self, window: int = 20):
         self.window = window
         self._times: list[tuple[int, float]] = []
+        self._paused = 0.0
 
     def add(self, step: int) -> None:
         """Note that a step's numbers came in now."""
-        self._times.append((step, time.perf_counter()))
+        self._times.append((step, time.perf_counter() - self._paused))
         del self._times[: -self.window - 1]
 
-    def pause(self) -> None:
-        """Forget what came before something that was not a step."""
-        self._times.clear()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the time of the block out: it is not a step."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - began
 
     def steps_per_second(self) -> float:
         """Return the rate, 0 before two readings."""

@@ -1,5 +1,6 @@
 """Before the first step: may this run begin here, and what it says of itself."""
 
+import dataclasses
 import datetime
 import shutil
 from pathlib import Path
@@ -91,7 +92,7 @@ def record(parts: Parts, data: Data, command: list[str], earlier: dict | None) -
         "changed_from_base": configfile.difference(configfile.load_base(), raw),
         "resolved": {
             "steps": parts.num_steps,
-            "vocab_size": parts.config.model.vocab_size,
+            "model": dataclasses.asdict(parts.config.model),
             "params": vars(counts.params(parts.config.model)),
             "flops_per_token": parts.flops_per_token,
         },

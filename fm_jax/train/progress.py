@@ -34,7 +34,7 @@ class Progress:
         self._task = self._bar.add_task("", total=self.num_steps, completed=self.start)
         self._bar.start()
 
-    def update(self, step: int, shown: dict[str, float], seconds_left: float) -> None:
+    def update(self, step: int, shown: dict, seconds_left: float | None) -> None:
         """Show the numbers of a step."""
         text = describe(shown)
         if self._bar is not None:
@@ -44,9 +44,8 @@ class Progress:
         is_due = time.monotonic() - self._last_print > 20
         if tenth != self._last_tenth or is_due:
             self._last_tenth, self._last_print = tenth, time.monotonic()
-            self.say(
-                f"step {step}/{self.num_steps}  {text}  left {clock(seconds_left)}"
-            )
+            left = "" if seconds_left is None else f"  left {clock(seconds_left)}"
+            self.say(f"step {step}/{self.num_steps}  {text}{left}")
 
     def say(self, line: str) -> None:
         """Print a line without tearing the bar."""
@@ -62,11 +61,13 @@ class Progress:
 
 
 def describe(shown: dict[str, float]) -> str:
-    """Return the numbers of a step in one line."""
-    return (
-        f"loss {shown['loss']:.3f} nats/token  {shown['bits_per_byte']:.3f} bits/byte  "
-        f"{shown['tokens_per_second']:,.0f} tokens/s  MFU {shown['mfu']:.0%}"
+    """Return the numbers of a step in one line; what is not known yet is left out."""
+    text = (
+        f"loss {shown['loss']:.3f} nats/token  {shown['bits_per_byte']:.3f} bits/byte"
     )
+    if "mfu" in shown:
+        text += f"  {shown['tokens_per_second']:,.0f} tokens/s  MFU {shown['mfu']:.0%}"
+    return text
 
 
 def clock(seconds: float) -> str:

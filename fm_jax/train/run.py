@@ -30,34 +30,37 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
     clock = metrics.Clock()
     startup = {"import": machine.seconds_since_start()}
     earlier = opening.earlier_record(run, config.raw)
+    with clock.phase("devices"):
+        compose.use_compile_cache(config.train.compile_cache)
+        compiles = metrics.CompileWatch()
+        mesh = compose.open_mesh(config)
     with clock.phase("prepare_data"):
         data = compose.open_data(config, _print)
     if earlier is not None:
         opening.refuse_other_data(run, earlier["data"], opening.data_record(data))
     config = compose.resolve(config, data.tokenizer)
-    with clock.phase("devices"):
-        compose.use_compile_cache(config.train.compile_cache)
-        compiles = metrics.CompileWatch()
-        parts = compose.build(config, corpus_tokens=len(data.train.store) - 1)
-    if run.done_step() >= parts.num_steps:
+    parts = compose.build(config, mesh, corpus_tokens=len(data.train.store) - 1)
+    if run.done_step() == parts.num_steps:
         _print(
             f"This run is done: {run.path}. Choose another --workdir for a new one, or "
             "raise its duration to go on."
         )
         return run
     opening.require_room(run.path, size_bytes(parts.abstract))
+    record = opening.record(parts, data, command, earlier)
 
-    run.begin()
-    try:
-        run.write("tokenizer.json", data.tokenizer.to_json())
-        run.write_config(opening.record(parts, data, command, earlier))
-        trainer = _Trainer(run, parts, data, clock, startup, compiles)
-        with parts.on_mesh():
-            trainer.train(goes_on=earlier is not None)
-    except BaseException as error:
-        with contextlib.suppress(UserError):
-            run.write("FAILED", f"{type(error).__name__}: {error}\n")
-        raise
+    with run.held():
+        run.begin()
+        try:
+            run.write_config(record)
+            run.write("tokenizer.json", data.tokenizer.to_json())
+            trainer = _Trainer(run, parts, data, clock, startup, compiles)
+            with parts.on_mesh():
+                trainer.train(goes_on=earlier is not None)
+        except BaseException as error:
+            with contextlib.suppress(UserError):
+                run.write("FAILED", f"{type(error).__name__}: {error}\n")
+            raise
     return run
 
 
@@ -87,6 +90,7 @@ class _Trainer:
         with contextlib.ExitStack() as stack:
             saved = Checkpoints(
                 self.run.checkpoints,
+                writes=True,
                 keep=config.checkpoint.keep,
                 keep_best=config.checkpoint.keep_best,
                 keep_every=config.checkpoint.keep_every,
@@ -129,6 +133,12 @@ class _Trainer:
     def _first_state(self, saved: Checkpoints, goes_on: bool) -> tuple[TrainState, int]:
         found = saved.steps() if goes_on else []
         step = found[-1] if found else 0
+        if step > self.parts.num_steps:
+            raise UserError(
+                "the duration must reach the last checkpoint; got "
+                f"{self.parts.num_steps} steps, and {self.run.path} has {step}. Raise "
+                "it, or choose another --workdir."
+            )
         self.run.rewind(step)
         if found:
             with self.clock.phase("restore"):
@@ -150,6 +160,10 @@ class _Trainer:
         return step == self.parts.num_steps or (every > 0 and step % every == 0)
 
     def _on_step(self, step: int, state: TrainState, saved: Checkpoints) -> None:
+        with self.rate.paused():
+            self._evaluate_and_save(step, state, saved)
+
+    def _evaluate_and_save(self, step, state, saved) -> None:
         row = {}
         if self._evaluates(step):
             numbers = self._evaluate(state, self.config.eval.max_batches)
@@ -163,7 +177,6 @@ class _Trainer:
             with self.clock.phase("checkpoint"):
                 measured = {"eval/loss": row["eval/loss"]} if row else None
                 saved.save(step, self.parts.state_parts(state), measured)
-        self.rate.pause()
 
     def _on_metrics(self, step: int, numbers: dict[str, float]) -> None:
         self.rate.add(step)
@@ -177,17 +190,18 @@ class _Trainer:
             if speed:
                 row |= {"perf/tokens_per_second": speed, "perf/mfu": mfu}
             self.run.append(row)
+        shown = {
+            "loss": numbers["train/loss"],
+            "bits_per_byte": numbers["train/bits_per_byte"],
+        }
+        left = None
         if speed:
-            shown = {
-                "loss": numbers["train/loss"],
-                "bits_per_byte": numbers["train/bits_per_byte"],
-                "tokens_per_second": speed,
-                "mfu": mfu,
-            }
+            shown |= {"tokens_per_second": speed, "mfu": mfu}
             left = (self.parts.num_steps - step) / steps_per_second
-            self.progress.update(step, shown, left)
+        self.progress.update(step, shown, left)
 
     def _record_startup(self, step: int) -> None:
+        self.clock.settle()
         self.startup |= self.clock.seconds | {"total": machine.seconds_since_start()}
         row = {
             f"startup/{name}_seconds": round(seconds, 3)
@@ -245,9 +259,17 @@ class _Trainer:
             # Again, and the better: a busy moment at the start would flatter the MFU.
             self.peak = max(self.peak, metrics.peak_flops(self.config.model.dtype)[0])
         _, speeds = run.series("perf/tokens_per_second")
-        speed = statistics.median(speeds or [0.0])
-        mfu = speed * self.parts.flops_per_token / self.peak
-        self.clock.close()
+        speed = {}
+        if speeds:
+            median = statistics.median(speeds)
+            mfu = median * self.parts.flops_per_token / self.peak
+            speed = {"perf/median_tokens_per_second": median, "perf/median_mfu": mfu}
+            self._say(
+                f"median {median:,.0f} tokens/s, MFU {mfu:.1%} of "
+                f"{self.peak / 1e9:,.0f} GFLOP/s; peak host memory "
+                f"{machine.peak_memory_bytes() / 1e6:,.0f} MB"
+            )
+        self.clock.settle()
         run.append(
             {
                 "step": self.parts.num_steps,
@@ -259,8 +281,7 @@ class _Trainer:
                 "compile/cache_misses": self.compiles.misses,
                 "compile/seconds_saved": self.compiles.saved,
                 "perf/peak_flops": self.peak,
-                "perf/median_tokens_per_second": speed,
-                "perf/median_mfu": mfu,
+                **speed,
                 **{f"time/{n}_seconds": s for n, s in self.clock.seconds.items()},
             }
         )
@@ -268,10 +289,6 @@ class _Trainer:
             f"all held-out text, {held_out.num_bytes:,} bytes: "
             f"{final['bits_per_byte']:.4f} bits/byte by this model, "
             f"{gzip_bits:.4f} by gzip -9"
-        )
-        self._say(
-            f"median {speed:,.0f} tokens/s, MFU {mfu:.1%} of {self.peak / 1e9:,.0f} "
-            f"GFLOP/s; peak host memory {machine.peak_memory_bytes() / 1e6:,.0f} MB"
         )
         run.write("DONE", f"{self.parts.num_steps}\n")
         report.write([run.path], run.path / "report.html")

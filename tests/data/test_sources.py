@@ -4,9 +4,11 @@ import gzip
 import hashlib
 import json
 import os
+import pathlib
 import shutil
 import sys
 import sysconfig
+import tempfile
 
 import numpy as np
 import pytest
@@ -36,8 +38,11 @@ def make(**fields):
 def texts(*paths, **fields):
     """Return all the texts of files, in order, nothing held out."""
     paths = tuple(map(str, paths))
-    source = make(**{"paths": paths, "eval_paths": paths} | fields)
-    return list(source.documents("train"))
+    with tempfile.TemporaryDirectory() as folder:
+        held_out = pathlib.Path(folder, "held_out.txt")
+        held_out.write_text("never read")
+        source = make(**{"paths": paths, "eval_paths": (str(held_out),)} | fields)
+        return list(source.documents("train"))
 
 
 def refusal(function, *args, **kwargs):
@@ -517,4 +522,13 @@ def test_a_tfds_field_that_is_missing_or_not_text_is_refused(tfds_dir):
     source = talk(tfds_dir, text_field="label")
     assert refusal(lambda: list(source.documents("eval"))).startswith(
         "data.text_field must name text; got 'label' of 'tiny_talk', which holds int"
+    )
+
+
+def test_a_held_out_file_cannot_be_trained_on_too(tmp_path):
+    write_corpus(tmp_path, 4)
+    both = tmp_path / "part0" / "0.txt"
+    assert refusal(make, paths=(str(tmp_path),), eval_paths=(str(both),)) == (
+        f"data.eval_paths must not be trained on; got a file of data.paths: {both}. "
+        "Take it out of one."
     )

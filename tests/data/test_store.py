@@ -211,11 +211,12 @@ def test_a_store_is_built_once_and_then_found(tmp_path):
 
 
 def test_changed_text_gives_another_store_and_leaves_the_first(tmp_path):
-    corpus = tmp_path / "a.txt"
+    corpus, held_out = tmp_path / "a.txt", tmp_path / "b.txt"
+    held_out.write_text("held out")
     options = {
         "source": "text",
         "paths": (str(corpus),),
-        "eval_paths": (str(corpus),),
+        "eval_paths": (str(held_out),),
         "eval_fraction": 0.0,
         "name": "",
         "tfds_dir": "",

@@ -79,13 +79,17 @@ def test_nothing_is_left_to_do_at_the_end():
     assert (state, events) == (5, [])
 
 
-def test_the_rate_forgets_what_came_before_a_pause(monkeypatch):
+def test_the_rate_is_of_the_last_steps_without_their_pauses(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     rate = loop.Rate(window=2)
+    assert rate.steps_per_second() == 0.0
     for step, moment in ((1, 0.0), (2, 10.0), (3, 11.0), (4, 12.0)):
         now[0] = moment
         rate.add(step)
     assert rate.steps_per_second() == 1.0
-    rate.pause()
-    assert rate.steps_per_second() == 0.0
+    with rate.paused():
+        now[0] += 100
+    now[0] += 3
+    rate.add(5)
+    assert rate.steps_per_second() == 0.5

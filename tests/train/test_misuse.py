@@ -44,8 +44,9 @@ def test_missing_files(train, tmp_path):
 
 
 def test_text_that_is_not_utf8_is_named_with_its_offset(train, tmp_path):
-    paths = _text(tmp_path / "bad", good=b"fine", bad=b"twelve bytes\xff\xfe")
-    line = train(paths, f"--config.data.eval_paths=('{tmp_path}/bad/bad.txt',)")
+    paths = _text(tmp_path / "bad", bad=b"twelve bytes\xff\xfe")
+    _text(tmp_path / "good", good=b"fine")
+    line = train(paths, f"--config.data.eval_paths=('{tmp_path}/good',)")
     assert "data file must be UTF-8; got" in line
     assert "bad.txt with a bad byte at offset 12" in line
     assert "--config.data.on_bad_text=skip" in line
@@ -54,8 +55,11 @@ def test_text_that_is_not_utf8_is_named_with_its_offset(train, tmp_path):
 def test_damaged_gzip(train, tmp_path):
     file = tmp_path / "cut.txt.gz"
     file.write_bytes(gzip.compress(b"hello " * 1000)[:-20])
-    line = train(f"--config.data.paths=('{file}',)",
-                 f"--config.data.eval_paths=('{file}',)")  # fmt: skip
+    _text(tmp_path / "good", good=b"fine")
+    line = train(
+        f"--config.data.paths=('{file}',)",
+        f"--config.data.eval_paths=('{tmp_path}/good',)",
+    )
     assert "data file must be readable; got" in line
     assert "cut.txt.gz" in line
 

@@ -140,6 +140,35 @@ def _kill_at(command, environment, run: Run, step: int) -> None:
     process.stderr.close()
 
 
+def test_a_start_that_was_killed_early_is_no_obstacle(fm, tiny, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".config.json.writing", "tokenizer.json", "FAILED", ".lock"):
+        (run / name).write_text("half")
+    done = fm("train", *tiny, f"--workdir={run}", "--config.train.steps=1")
+    assert done.returncode == 0, done.stderr
+    assert not (run / "FAILED").exists()
+
+
+def test_two_processes_do_not_train_one_run(fm, tiny, finished):
+    run, _ = finished
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with run.held():
+        done = fm("train", *tiny, f"--workdir={run.path}", "--config.train.steps=21")
+    assert done.returncode == 2
+    assert "which another process is training" in done.stderr.splitlines()[-1]
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+    assert run.done_step() == 20
+
+
+def test_a_duration_short_of_the_last_checkpoint_is_refused(fm, tiny, tmp_path):
+    flags = [*tiny, f"--workdir={tmp_path / 'run'}"]
+    assert fm("train", *flags).returncode == 0
+    done = fm("train", *flags, "--config.train.steps=10")
+    assert done.returncode == 2
+    assert "the duration must reach the last checkpoint; got 10 steps" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
     fm, tiny, environment, tmp_path
@@ -166,24 +195,28 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_over_another_mesh_with_the_same_tokens(
-    fm, tiny, finished, tmp_path
-):
-    whole, _ = finished
-    flags = [*tiny, f"--workdir={tmp_path / 'moved'}", "--config.checkpoint.every=10"]
-    begun = fm("train", *flags, "--config.train.steps=10", JAX_NUM_CPU_DEVICES="1")
-    assert begun.returncode == 0, begun.stderr
-    moved = fm(
-        "train", *flags, "--config.mesh.fsdp=2", "--config.mesh.data=2",
-        JAX_NUM_CPU_DEVICES="4",
-    )  # fmt: skip
-    assert moved.returncode == 0, moved.stderr
-    assert "'data': 2, 'fsdp': 2" in moved.stderr
-    run = Run(tmp_path / "moved")
-    assert run.read_config()["history"][1]["changed"]["train.steps"] == [10, 20]
-    # Only the second half: the first ten steps had another cosine.
-    assert run.series("train/tokens") == whole.series("train/tokens")
-    assert run.series("train/loss")[0] == list(range(1, 21))
+def test_a_run_goes_on_over_another_mesh_with_the_same_tokens(fm, tiny, tmp_path):
+    # Under a constant rate, half a run is the first half of the whole.
+    flags = [*tiny, "--config.schedule.name=constant", "--config.checkpoint.every=10"]
+    flags += ["--config.schedule.warmup_fraction=0"]
+    moved, whole = (Run(tmp_path / name) for name in ("moved", "whole"))
+    for run, steps, extra, devices in (
+        (whole, 20, [], "1"),
+        (moved, 10, [], "1"),
+        (moved, 20, ["--config.mesh.fsdp=2", "--config.mesh.data=2"], "4"),
+    ):
+        done = fm(
+            "train", *flags, *extra, f"--workdir={run.path}",
+            f"--config.train.steps={steps}", JAX_NUM_CPU_DEVICES=devices,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert "'data': 2, 'fsdp': 2" in done.stderr
+    assert moved.read_config()["history"][1]["changed"]["train.steps"] == [10, 20]
+    for name in ("train/loss", "eval/loss", "final/loss"):
+        steps, ours = whole.series(name)
+        others, theirs = moved.series(name)
+        assert steps == others
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4)
 
 
 @pytest.mark.slow

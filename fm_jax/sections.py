@@ -1,0 +1,117 @@
+"""The sections of a config as frozen dataclasses: names and types, no defaults.
+
+configs/base.py has the defaults and says what each key means. Imports no jax.
+"""
+
+import dataclasses
+
+from fm_jax.models.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    source: str
+    paths: tuple[str, ...]
+    eval_paths: tuple[str, ...]
+    eval_fraction: float
+    name: str
+    tfds_dir: str
+    split: str
+    eval_split: str
+    text_field: str
+    on_bad_text: str
+    tokenizer: str
+    vocab_size: int
+    end_token: str
+    max_length: int
+    mask_documents: bool
+    cache_dir: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    name: str
+    learning_rate: float
+    weight_decay: float
+    decay_rules: tuple[tuple[str, bool], ...]
+    beta1: float
+    beta2: float
+    epsilon: float
+    clip_norm: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    name: str
+    warmup_fraction: float
+    decay_fraction: float
+    final_fraction: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    steps: int
+    tokens: float
+    epochs: float
+    tokens_per_param: float
+    batch_size: int
+    accumulation: int
+    seed: int
+    z_loss: float
+    loss_chunk: int
+    ema_decay: float
+    compile_cache: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    every: int
+    batch_size: int
+    max_batches: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every: int
+    keep: int
+    keep_best: int
+    keep_every: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    every: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    prompt: str
+    num_samples: int
+    num_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run. `raw` is the nested dict of every key, as given."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+    sample: SampleConfig
+    raw: dict

@@ -1,0 +1,51 @@
+"""The README's commands are ones that the program takes."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from fm_jax import cli, flags
+from fm_jax import config as configs
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _commands():
+    """Return the `fm` commands in the README's blocks, as lists of arguments."""
+    text = (ROOT / "README.md").read_text()
+    found = []
+    for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
+            if words[:1] == ["./launch/local.sh"]:
+                words = words[1:]
+            if words[:1] == ["fm"]:
+                found.append(words[1:])
+    return found
+
+
+def test_the_readme_shows_the_main_commands():
+    assert {words[0] for words in _commands()} == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("words", _commands(), ids=" ".join)
+def test_a_command_of_the_readme_is_taken(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = cli.COMMANDS[words[0]]
+    _, raw = flags.parse(command, words[1:])
+    if command.takes_config:
+        configs.check(raw)
+
+
+def test_files_that_the_readme_links_to_exist():
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_the_readme_counts_the_keys_as_they_are():
+    keys = sum(len(section) for section in configs.configfile.load_base().values())
+    assert f"({keys} keys)" in (ROOT / "README.md").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from fm_jax import configfile, machine, trees
-from fm_jax.checkpoints import size_bytes
+from fm_jax.checkpoints import Checkpoints, size_bytes
 from fm_jax.errors import UserError
 from fm_jax.models import counts
 from fm_jax.runs import Run
@@ -57,6 +57,18 @@ def refuse_other_data(run: Run, old: dict, new: dict) -> None:
         raise UserError(
             f"the data must be what {run.path} was begun with; got another "
             f"{', '.join(changed)}. Restore the files, or choose another --workdir."
+        )
+
+
+def refuse_shorter(run: Run, num_steps: int) -> None:
+    """Raise UserError when a checkpoint lies beyond the steps that are asked for."""
+    if not run.checkpoints.is_dir():
+        return
+    saved = Checkpoints(run.checkpoints).steps()
+    if saved and saved[-1] > num_steps:
+        raise UserError(
+            f"the duration must reach the last checkpoint; got {num_steps} steps, and "
+            f"{run.path} has {saved[-1]}. Raise it, or choose another --workdir."
         )
 
 

@@ -46,6 +46,7 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
             "raise its duration to go on."
         )
         return run
+    opening.refuse_shorter(run, parts.num_steps)
     opening.require_room(run.path, size_bytes(parts.abstract))
     record = opening.record(parts, data, command, earlier)
 
@@ -133,12 +134,6 @@ class _Trainer:
     def _first_state(self, saved: Checkpoints, goes_on: bool) -> tuple[TrainState, int]:
         found = saved.steps() if goes_on else []
         step = found[-1] if found else 0
-        if step > self.parts.num_steps:
-            raise UserError(
-                "the duration must reach the last checkpoint; got "
-                f"{self.parts.num_steps} steps, and {self.run.path} has {step}. Raise "
-                "it, or choose another --workdir."
-            )
         self.run.rewind(step)
         if found:
             with self.clock.phase("restore"):

@@ -161,12 +161,14 @@ def test_two_processes_do_not_train_one_run(fm, tiny, finished):
     assert run.done_step() == 20
 
 
-def test_a_duration_short_of_the_last_checkpoint_is_refused(fm, tiny, tmp_path):
-    flags = [*tiny, f"--workdir={tmp_path / 'run'}"]
-    assert fm("train", *flags).returncode == 0
-    done = fm("train", *flags, "--config.train.steps=10")
+def test_a_duration_short_of_the_last_checkpoint_is_refused(fm, tiny, finished):
+    run, _ = finished
+    files = ("DONE", "config.json", "metrics.jsonl", "log.txt")
+    before = [(run.path / name).read_bytes() for name in files]
+    done = fm("train", *tiny, f"--workdir={run.path}", "--config.train.steps=10")
     assert done.returncode == 2
     assert "the duration must reach the last checkpoint; got 10 steps" in done.stderr
+    assert [(run.path / name).read_bytes() for name in files] == before
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from fm_jax import machine
 from fm_jax.errors import DivergedError, UserError, unknown
 
 EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 76, 130
-CONFIG_FLAG = "config"
 
 
 @dataclasses.dataclass(frozen=True)

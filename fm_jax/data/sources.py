@@ -1,6 +1,7 @@
 """Where text comes from: documents with names, split into train and held-out."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import zlib
@@ -41,15 +42,21 @@ class Files:
 
     def identity(self, split: str) -> dict:
         """Return what the split's documents follow from, contents included."""
-        digests = {n: text_files.digest(p) for n, p in self.files[split].items()}
+        files = self.files[split]
         return {
-            "files": digests,
+            "files": {name: self._digests[path] for name, path in files.items()},
             "split": split if self.eval_fraction else "all",
             "split_by": "blake2b of names",
             "eval_fraction": self.eval_fraction,
             "text_field": self.text_field,
             "on_bad_text": self.on_bad_text,
         }
+
+    @functools.cached_property
+    def _digests(self) -> dict[Path, str]:
+        """Digests of all files, each read once even where the splits share it."""
+        paths = {p for files in self.files.values() for p in files.values()}
+        return {path: text_files.digest(path) for path in sorted(paths)}
 
     def _is_in(self, document: str, split: str) -> bool:
         held_out = name_fraction(document) < self.eval_fraction

@@ -107,6 +107,7 @@ def record(parts: Parts, data: Data, command: list[str], earlier: dict | None) -
             "model": dataclasses.asdict(parts.config.model),
             "params": vars(counts.params(parts.config.model)),
             "flops_per_token": parts.flops_per_token,
+            "flops_per_token_6n": counts.flops_per_token_6n(parts.config.model),
         },
         "data": data_record(data),
         "history": [*(earlier["history"] if earlier else []), start],

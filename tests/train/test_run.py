@@ -50,6 +50,8 @@ def test_a_run_folder_explains_itself(finished):
     run, _ = finished
     record = run.read_config()
     assert record["resolved"]["steps"] == 20
+    total = record["resolved"]["params"]["total"]
+    assert record["resolved"]["flops_per_token_6n"] == 6 * total
     assert record["changed_from_base"]["train.batch_size"] == [16, 8]
     assert record["history"][0]["versions"]["jax"] == jax.__version__
     assert record["history"][0]["command"][:2] == ["fm", "train"]

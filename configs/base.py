@@ -38,7 +38,11 @@ def get_config() -> ConfigDict:
     model.init_scale = 1.0  # times 1/sqrt(fan in), for every linear
     model.dtype = "float32"  # of the operands of products: float32 | bfloat16
     model.residual_dtype = "float32"  # of what flows between them
-    model.remat = "none"  # kept for backward: none (all) | dots | names | full (none)
+    # What the backward pass does not make anew: none (nothing is) | dots | names |
+    # offload (names, kept on the host) | full (only the residual stream is kept).
+    model.remat = "none"
+    # names, offload: query key value mixed (values by weight) attention_out mlp_gate mlp_up
+    model.remat_names = ("mixed", "attention_out")
 
     config.data = data = ConfigDict()
     data.source = "stdlib"  # stdlib | text | tfds
@@ -70,6 +74,8 @@ def get_config() -> ConfigDict:
     optimizer.beta1 = 0.9
     optimizer.beta2 = 0.95
     optimizer.epsilon = 1e-8
+    optimizer.mu_dtype = "float32"  # of the first moment as it is kept
+    optimizer.nu_dtype = "float32"  # of the second
     optimizer.clip_norm = 1.0  # of the global gradient; 0: none
 
     config.schedule = schedule = ConfigDict()
@@ -92,9 +98,15 @@ def get_config() -> ConfigDict:
     train.compile_cache = "~/.cache/fm_jax/jax"  # of compiled programs; "": none
 
     config.mesh = mesh = ConfigDict()
-    mesh.data = -1  # -1: the devices that are left
-    mesh.fsdp = 1
-    mesh.tensor = 1
+    mesh.preset = "ddp"  # ddp | fsdp | hsdp | tensor | fsdp_tensor | context
+    mesh.data = 0  # rows; 0: the preset's, -1: the devices that are left
+    mesh.fsdp = 0  # rows, and weights and optimizer
+    mesh.tensor = 0  # heads, MLP and vocabulary
+    mesh.context = 0  # the length of rows: attention goes round a ring
+    mesh.expert = 0  # rows, and experts where a model has them
+    mesh.dcn_data = 1  # of mesh.data, how much runs between slices or hosts
+    mesh.dcn_fsdp = 1  # of mesh.fsdp, likewise
+    mesh.rules = ()  # (logical axis, mesh axes) in place of the table's
 
     config.eval = ConfigDict()
     config.eval.every = 200  # steps; 0: only at the end

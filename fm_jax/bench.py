@@ -28,9 +28,9 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
     config = compose.resolve(config, data.tokenizer)
     compose.use_compile_cache(config.train.compile_cache)
     watch = metrics.CompileWatch()
-    mesh = compose.open_mesh(config)
-    parts = compose.build(config, mesh, corpus_tokens=len(data.train.store) - 1)
-    with parts.on_mesh():
+    layout = compose.open_layout(config)
+    parts = compose.build(config, layout, corpus_tokens=len(data.train.store) - 1)
+    with parts.layout.active():
         state = parts.init(jax.random.key(config.train.seed))
         step_fn = parts.train_step.lower(
             parts.abstract, parts.abstract_batch(config.train.batch_size)

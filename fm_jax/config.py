@@ -25,6 +25,8 @@ AT_LEAST_ONE = (
     "eval.batch_size",
     "checkpoint.keep",
     "log.every",
+    "mesh.dcn_data",
+    "mesh.dcn_fsdp",
     "sample.num_samples",
 )
 NOT_NEGATIVE = (
@@ -53,7 +55,11 @@ CHOICES = {
     "data.on_bad_text": sources.ON_BAD_TEXT,
     # As in optimizers.py, which this file cannot import: it brings jax.
     "optimizer.name": ("adamw",),
+    "optimizer.mu_dtype": ("float32", "bfloat16"),
+    "optimizer.nu_dtype": ("float32", "bfloat16"),
     "schedule.name": ("cosine", "linear", "constant", "wsd", "inverse_sqrt"),
+    # As in meshes.py, likewise.
+    "mesh.preset": ("ddp", "fsdp", "hsdp", "tensor", "fsdp_tensor", "context"),
 }
 SEED_LIMIT = 2**31  # what every backend takes for a seed
 

@@ -15,7 +15,8 @@ from fm_jax.errors import UserError, unknown
 BASE = Path(__file__).parent.parent / "configs" / "base.py"
 DURATIONS = ("steps", "tokens", "epochs", "tokens_per_param")
 DURATION_KEYS = tuple(f"train.{name}" for name in DURATIONS)
-# What may differ when a run goes on: where and how often, how long, on which mesh.
+# What may differ when a run goes on: where and how often, how long, on which mesh, and
+# how a step fits its memory, which changes rounding alone.
 MAY_CHANGE = (
     "checkpoint.",
     "eval.",
@@ -23,7 +24,10 @@ MAY_CHANGE = (
     "mesh.",
     "sample.",
     "data.cache_dir",
+    "model.remat",
+    "train.accumulation",
     "train.compile_cache",
+    "train.loss_chunk",
     *DURATION_KEYS,
 )
 

@@ -12,6 +12,10 @@ class DivergedError(RuntimeError):
     """Training left the finite numbers: exit status 76, so that nothing restarts it."""
 
 
+class OutOfMemoryError(RuntimeError):
+    """A device or the host was full: exit status 1, with the table of what it held."""
+
+
 def unknown(thing: str, name: object, known: Iterable[str]) -> UserError:
     """Return the error for a name that is not known, nearest known names first."""
     known = sorted(known)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fm_jax.sharding import constrain
+
 BUCKET = 64  # prompts are padded to multiples of this: one program serves many lengths
 
 
@@ -114,7 +116,8 @@ def _decode(
 
     out_BT = jnp.full((batch, num_tokens), end_id, jnp.int32)
     start = (jnp.int32(0), logits_BV, cache, jnp.zeros(batch, bool), out_BT)
-    return jax.lax.while_loop(unfinished, advance, start)[4]
+    out_BT = jax.lax.while_loop(unfinished, advance, start)[4]
+    return constrain(out_BT, None, None)  # every process gets all texts
 
 
 def keep_likely(logits_BV: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:

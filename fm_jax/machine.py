@@ -22,6 +22,17 @@ PACKAGES = (
     "numpy",
 )
 
+GOOGLE = "0x1ae0"  # its PCI vendor id: a TPU is in this machine
+QUIET = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a lock file lets in one process at a time
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # read and not used; unset, it warns
+    "TPU_LOG_DIR": "disabled",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_SKIP_MDS_QUERY": "1",  # asks no cloud's metadata server what this machine is
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
 
 def tune_allocator() -> None:
     """Keep freed memory in the process, where the C library is glibc.
@@ -39,6 +50,17 @@ def tune_allocator() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+def quiet_tpu_compiler() -> None:
+    """Keep libtpu, where it is installed without a TPU, from telling that none is.
+
+    It is there to plan for TPUs, and jax asks it for devices whenever it starts.
+    """
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    if not any(file.read_text().strip() == GOOGLE for file in vendors):
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+
+
 def seconds_since_start() -> float:
     """Return seconds since this process was started, by the system's clock."""
     try:
@@ -48,6 +70,15 @@ def seconds_since_start() -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - after_boot
     except (OSError, AttributeError, IndexError):
         return time.process_time()
+
+
+def memory_bytes() -> int:
+    """Return the host memory that this process holds now; 0 where it cannot be told."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 def peak_memory_bytes() -> int:

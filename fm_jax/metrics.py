@@ -1,24 +1,16 @@
 """Numbers about a run: where its time went, and how close it is to the machine."""
 
 import contextlib
+import dataclasses
+import math
 import time
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 
-# Dense bf16 FLOP/s as the makers publish them (data sheets of NVIDIA and Google Cloud).
-PUBLISHED_PEAKS = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
+from fm_jax import accelerators
+from fm_jax.accelerators import Chip
 
 
 def peak_flops(dtype: str) -> tuple[float, str]:
@@ -26,32 +18,57 @@ def peak_flops(dtype: str) -> tuple[float, str]:
 
     The published peak where there is one for this dtype, else a product timed here.
     """
-    kind = jax.devices()[0].device_kind
-    if dtype == "bfloat16":
-        for name, peak in PUBLISHED_PEAKS.items():
-            if kind.startswith(name):
-                return peak * jax.device_count(), f"published for {name}"
+    chip = accelerators.by_kind(jax.devices()[0].device_kind)
+    if chip is not None and dtype in chip.flops:
+        return chip.flops[dtype] * jax.device_count(), f"published for {chip.kind}"
     measured = measure_matmul(dtype)
     # Simulated devices of one CPU share its cores.
     count = 1 if jax.default_backend() == "cpu" else jax.device_count()
     return measured * count, "measured matmul"
 
 
+def this_chip(peak: float, dtype: str) -> Chip:
+    """Return what one device here can do, whose share of `peak` FLOP/s in `dtype` is.
+
+    Of one that no maker publishes, memory and links are taken to cost nothing.
+    """
+    share = {dtype: peak / jax.device_count()}
+    kind = jax.devices()[0].device_kind
+    chip = accelerators.by_kind(kind)
+    if chip is not None:
+        return dataclasses.replace(chip, flops=share | chip.flops)
+    return Chip(
+        name=kind,
+        kind=kind,
+        flops={"bfloat16": share[dtype]} | share,
+        hbm_bytes=0,
+        usable_hbm_bytes=0,
+        hbm_bytes_per_second=math.inf,
+        link_bytes_per_second=math.inf,
+        dcn_bytes_per_second=math.inf,
+        chips_per_host=jax.local_device_count(),
+        source="measured here",
+    )
+
+
 def measure_matmul(dtype: str, size: int = 2048, seconds: float = 0.4) -> float:
     """Return the best FLOP/s of a square product with float32 output, on one device."""
-    a = jnp.ones((size, size), dtype)
 
     @jax.jit
     def product(x):
         return jnp.matmul(x, x, preferred_element_type=jnp.float32)
 
-    product(a).block_until_ready()
+    return 2 * size**3 / _best_seconds(product, jnp.ones((size, size), dtype), seconds)
+
+
+def _best_seconds(do, x: jax.Array, seconds: float) -> float:
+    do(x).block_until_ready()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        product(a).block_until_ready()
+        do(x).block_until_ready()
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return best
 
 
 class Clock:

@@ -1,13 +1,17 @@
 """Losses as weighted sums over tokens, to be divided once, globally.
 
-Legend beside the usual dims: C positions in one chunk.
+Legend beside the usual dims: C positions in one chunk; P the parts that the mesh cuts
+the rows into. Sums are kept apart by part until the last chunk, so that devices talk
+once in a loss and not once a chunk.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
+from fm_jax import sharding
 from fm_jax.products import matmul
 
 Sums = dict[str, jax.Array]
@@ -27,13 +31,13 @@ def cross_entropy(
     """Return the summed loss in nats and its parts, without the whole logits array.
 
     The loss is `sum(weights * (nll + z_loss * logsumexp**2))` (z-loss: PaLM, arXiv
-    2204.02311). `chunk` positions of every row are projected at a time; 0 takes all.
+    2204.02311). `chunk` positions of every row are projected at a time, fewer where it
+    does not divide the length; 0 takes all.
     Under differentiation each chunk's gradient is made in the same pass as its loss, so
     that logits are neither kept nor computed twice. Sums: `nll`, `weight`, `correct`.
     """
     length = x_BTD.shape[1]
-    if chunk <= 0 or length % chunk:
-        chunk = length
+    chunk = math.gcd(chunk, length)  # of 0 it is the length
     return _cross_entropy(
         x_BTD, head_VD, targets_BT, weights_BT, (softcap, z_loss, chunk, dtype)
     )
@@ -42,41 +46,52 @@ def cross_entropy(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, static):
     softcap, z_loss, _, dtype = static
+    head_VD = _whole(head_VD, dtype)
+    parts = sharding.num_parts(x_BTD.shape[0])
 
-    def step(sums, part):
-        x, targets, weights = part
+    def step(sums, chunk):
+        x, targets, weights = chunk
         logits, _ = _logits(x, head_VD, softcap, dtype)
-        return _add(sums, _chunk_sums(logits, targets, weights, z_loss)), None
+        return _add(sums, _chunk_sums(logits, targets, weights, z_loss, parts)), None
 
     sums, _ = jax.lax.scan(
-        step, _zero_sums(), _chunks((x_BTD, targets_BT, weights_BT), static)
+        step, _zero_sums(parts), _chunks((x_BTD, targets_BT, weights_BT), static)
     )
+    sums = {name: jnp.sum(value) for name, value in sums.items()}
     return sums.pop("total"), sums
 
 
 def _forward(x_BTD, head_VD, targets_BT, weights_BT, static):
     softcap, z_loss, _, dtype = static
+    whole_VD = _whole(head_VD, dtype)
+    parts = sharding.num_parts(x_BTD.shape[0])
 
-    def step(carry, part):
-        sums, d_head_VD = carry
-        x_BCD, targets_BC, weights_BC = part
-        logits_BCV, slope_BCV = _logits(x_BCD, head_VD, softcap, dtype)
-        sums = _add(sums, _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss))
+    def step(carry, chunk):
+        sums, d_head_PVD = carry
+        x_BCD, targets_BC, weights_BC = chunk
+        logits_BCV, slope_BCV = _logits(x_BCD, whole_VD, softcap, dtype)
+        sums = _add(
+            sums, _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss, parts)
+        )
         lse_BC1 = jax.nn.logsumexp(logits_BCV, axis=-1, keepdims=True)
         probs_BCV = jnp.exp(logits_BCV - lse_BC1)
         hit_BCV = targets_BC[..., None] == jnp.arange(logits_BCV.shape[-1])
         d_logits_BCV = probs_BCV * (1 + 2 * z_loss * lse_BC1) - hit_BCV
         d_logits_BCV *= weights_BC[..., None] * slope_BCV
         d_flat = d_logits_BCV.reshape(-1, d_logits_BCV.shape[-1])
-        d_x = matmul(d_flat, head_VD, dtype).reshape(x_BCD.shape)
-        d_head_VD += matmul(d_flat.T, x_BCD.reshape(-1, x_BCD.shape[-1]), dtype)
-        return (sums, d_head_VD), d_x.astype(x_BCD.dtype)
+        d_x = matmul(d_flat, whole_VD, dtype).reshape(x_BCD.shape)
+        d_head_PVD = _pinned(d_head_PVD + _outer(d_flat, x_BCD, parts, dtype))
+        return (sums, d_head_PVD), d_x.astype(x_BCD.dtype)
 
-    zero = jnp.zeros(head_VD.shape, jnp.float32)
-    (sums, d_head_VD), d_x = jax.lax.scan(
-        step, (_zero_sums(), zero), _chunks((x_BTD, targets_BT, weights_BT), static)
+    zero_PVD = _pinned(jnp.zeros((parts, *head_VD.shape), jnp.float32))
+    (sums, d_head_PVD), d_x = jax.lax.scan(
+        step,
+        (_zero_sums(parts), zero_PVD),
+        _chunks((x_BTD, targets_BT, weights_BT), static),
     )
     d_x_BTD = jnp.moveaxis(d_x, 0, 1).reshape(x_BTD.shape)
+    d_head_VD = sharding.sum_parts(d_head_PVD, "vocab")
+    sums = {name: jnp.sum(value) for name, value in sums.items()}
     total = sums.pop("total")
     return (total, sums), (d_x_BTD, d_head_VD.astype(head_VD.dtype))
 
@@ -101,21 +116,45 @@ def _logits(x_BCD, head_VD, softcap, dtype):
     return softcap * bent, 1 - bent**2
 
 
-def _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss) -> Sums:
+def _whole(head_VD, dtype):
+    """Return the head as the products take it, fetched once for all chunks."""
+    return sharding.constrain(head_VD.astype(dtype), "vocab", None)
+
+
+def _pinned(d_head_PVD):
+    return sharding.constrain(d_head_PVD, "batch", "vocab", None)
+
+
+def _outer(d_flat, x_BCD, parts, dtype):
+    """Return the head's gradient from each part's rows by themselves, [P, V, D]."""
+    x_flat = x_BCD.reshape(-1, x_BCD.shape[-1])
+    if parts == 1:
+        return matmul(d_flat.T, x_flat, dtype)[None]
+    d_PRV = d_flat.reshape(parts, -1, d_flat.shape[-1])
+    x_PRD = x_flat.reshape(parts, -1, x_flat.shape[-1])
+    return matmul(jnp.swapaxes(d_PRV, 1, 2), x_PRD, dtype)
+
+
+def _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss, parts) -> Sums:
     lse_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     picked_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
     nll_BC = lse_BC - picked_BC
     hits_BC = picked_BC >= jnp.max(logits_BCV, axis=-1)
+
+    def by_part(x_BC):
+        return sharding.constrain(jnp.sum(x_BC.reshape(parts, -1), axis=1), "batch")
+
     return {
-        "total": jnp.sum(weights_BC * (nll_BC + z_loss * lse_BC**2)),
-        "nll": jnp.sum(weights_BC * nll_BC),
-        "weight": jnp.sum(weights_BC),
-        "correct": jnp.sum(weights_BC * hits_BC),
+        "total": by_part(weights_BC * (nll_BC + z_loss * lse_BC**2)),
+        "nll": by_part(weights_BC * nll_BC),
+        "weight": by_part(weights_BC),
+        "correct": by_part(weights_BC * hits_BC),
     }
 
 
-def _zero_sums() -> Sums:
-    return {k: jnp.float32(0) for k in ("total", "nll", "weight", "correct")}
+def _zero_sums(parts: int) -> Sums:
+    zero_P = sharding.constrain(jnp.zeros(parts, jnp.float32), "batch")
+    return {name: zero_P for name in ("total", "nll", "weight", "correct")}
 
 
 def _add(a: Sums, b: Sums) -> Sums:

@@ -68,15 +68,44 @@ def make(
     beta1: float,
     beta2: float,
     epsilon: float,
+    mu_dtype: str,
+    nu_dtype: str,
     clip_norm: float,
 ) -> optax.GradientTransformation:
-    """Return global-norm clipping, then AdamW (arXiv 1711.05101) at `rate`(step)."""
+    """Return global-norm clipping, then AdamW (arXiv 1711.05101) at `rate`(step).
+
+    The moments are kept in `mu_dtype` and `nu_dtype`; the update is made in float32.
+    """
     if name not in OPTIMIZERS:
         raise unknown("optimizer.name", name, OPTIMIZERS)
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     return optax.chain(
         *clip,
-        optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon),
+        _moments_in(
+            optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon), mu_dtype, nu_dtype
+        ),
         optax.add_decayed_weights(weight_decay, mask=mask),
         optax.scale_by_learning_rate(rate),
+    )
+
+
+def _moments_in(
+    adam: optax.GradientTransformation, mu_dtype: str, nu_dtype: str
+) -> optax.GradientTransformation:
+    """Return Adam with its moments rounded between updates."""
+
+    def rounded(state, mu_dtype, nu_dtype):
+        return state._replace(
+            mu=optax.tree.cast(state.mu, mu_dtype),
+            nu=optax.tree.cast(state.nu, nu_dtype),
+        )
+
+    def update(grads, state, params=None):
+        updates, state = adam.update(
+            grads, rounded(state, "float32", "float32"), params
+        )
+        return updates, rounded(state, mu_dtype, nu_dtype)
+
+    return optax.GradientTransformation(
+        lambda params: rounded(adam.init(params), mu_dtype, nu_dtype), update
     )

@@ -163,10 +163,11 @@ def _summary(runs: Sequence[Run], names: Sequence[str]) -> str:
         "gzip -9 bits/byte": ("gzip/bits_per_byte", _last),
         "tokens/s (median)": ("perf/median_tokens_per_second", _whole),
         "MFU (median)": ("perf/median_mfu", lambda s, v: f"{v[-1]:.1%}"),
-        "peak host memory (MB)": (
-            "memory/peak_host_bytes",
-            lambda s, v: f"{v[-1] / 1e6:,.0f}",
-        ),
+        "peak host memory (MB)": ("memory/peak_host_bytes", _megabytes),
+        "peak memory as predicted (MB)": ("predicted/memory_bytes", _megabytes),
+        "peak memory as measured (MB)": ("memory/peak_bytes", _megabytes),
+        "step at the roofline (ms)": ("predicted/step_seconds", _milliseconds),
+        "step as measured, median (ms)": ("perf/median_step_seconds", _milliseconds),
     }
     rows = ["<tr><th></th>" + "".join(f"<th>{html.escape(n)}</th>" for n in names)]
     for label, (metric, show) in wanted.items():
@@ -191,6 +192,14 @@ def _summary(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 def _last(steps, values) -> str:
     return f"{values[-1]:.4f}"
+
+
+def _megabytes(steps, values) -> str:
+    return f"{values[-1] / 1e6:,.0f}"
+
+
+def _milliseconds(steps, values) -> str:
+    return f"{values[-1] * 1e3:,.3g}"
 
 
 def _whole(steps, values) -> str:

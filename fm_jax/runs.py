@@ -19,10 +19,12 @@ class Run:
     """A folder with config.json, metrics.jsonl, log.txt, checkpoints/ and DONE.
 
     FAILED holds the reason where a run stopped otherwise. Every writer here leaves
-    either the old file or the new one, and a line of metrics whole or absent.
+    either the old file or the new one, and a line of metrics whole or absent. Of
+    several processes that train a run one `writes`; for the others nothing happens.
     """
 
     path: Path
+    writes: bool = True
 
     @property
     def checkpoints(self) -> Path:
@@ -65,6 +67,9 @@ class Run:
         """
         import fcntl
 
+        if not self.writes:
+            yield
+            return
         with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "a")  # noqa: SIM115, held by the block
@@ -80,6 +85,8 @@ class Run:
 
     def begin(self) -> None:
         """Make the folder, and take away what said that the run had stopped."""
+        if not self.writes:
+            return
         with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for name in ("DONE", "FAILED"):
@@ -87,6 +94,8 @@ class Run:
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder at once or not at all."""
+        if not self.writes:
+            return
         beside = self.path / f".{name}.writing"
         with _told(self.path / name):
             beside.write_text(text, encoding="utf-8")
@@ -125,6 +134,8 @@ class Run:
         self._append(name, json.dumps(row))
 
     def _append(self, name: str, line: str) -> None:
+        if not self.writes:
+            return
         file = self.path / name
         with _told(file), open(file, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
@@ -151,7 +162,10 @@ class Run:
                     row
                     for row in self.rows(name)
                     if row["step"] <= step
-                    and not any(k == "text" or k.startswith("final/") for k in row)
+                    and not any(
+                        k == "text" or k.startswith(("final/", "predicted/"))
+                        for k in row
+                    )
                 ]
                 self.write(name, "".join(json.dumps(row) + "\n" for row in kept))
 

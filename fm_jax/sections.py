@@ -37,6 +37,8 @@ class OptimizerConfig:
     beta1: float
     beta2: float
     epsilon: float
+    mu_dtype: str
+    nu_dtype: str
     clip_norm: float
 
 
@@ -65,9 +67,15 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
+    preset: str
     data: int
     fsdp: int
     tensor: int
+    context: int
+    expert: int
+    dcn_data: int
+    dcn_fsdp: int
+    rules: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

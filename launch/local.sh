@@ -3,6 +3,10 @@
 #
 #   ./launch/local.sh fm train --config=configs/quickstart.py
 #   ./launch/local.sh pytest
+#   ./launch/local.sh --processes=2 --devices_per_process=4 fm train ...
+#
+# --processes=N            run the command as N processes that find each other
+# --devices_per_process=N  give each N simulated CPU devices
 #
 # FM_ACCELERATOR=cpu|cuda|tpu  which JAX to install; default: what is found here
 # FM_VENV=DIR                  where to install; default: .venv beside the source
@@ -14,6 +18,17 @@ venv="${FM_VENV:-$root/.venv}"
 pins="$root/launch/constraints.txt"
 
 fail() { echo "launch/local.sh: $*" >&2; exit 2; }
+
+options=()
+while [[ "${1:-}" == --* ]]; do
+  case "$1" in
+    --processes=* | --devices_per_process=*)
+      [[ "${1#*=}" =~ ^[1-9][0-9]{0,3}$ ]] || fail "${1%%=*} must be a whole number from 1 to 9999; got '${1#*=}'." ;;
+    *) fail "options must be --processes=N and --devices_per_process=N; got $1. The command's own options follow the command." ;;
+  esac
+  options+=("$1")
+  shift
+done
 [ $# -gt 0 ] || fail "a command must be given. Example: ./launch/local.sh fm --help"
 
 accelerator() {
@@ -65,4 +80,6 @@ if [ "$(cat "$venv/.fm_jax" 2>/dev/null)" != "$wanted" ]; then
 fi
 
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
+# An empty array counts as unset in the bash of macOS.
+[ -z "${options[*]:-}" ] || set -- python "$root/launch/local.py" "${options[@]}" "$@"
 exec "$@"

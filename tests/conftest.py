@@ -51,6 +51,7 @@ TINY = {
     "dtype": "float32",
     "residual_dtype": "float32",
     "remat": "none",
+    "remat_names": ("mixed", "attention_out"),
 }
 
 # Together they hold every value of every field that changes the mathematics, and the

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fm_jax import checkpoints, sharding
+from fm_jax import checkpoints, meshes
 from fm_jax.checkpoints import Checkpoints
 from fm_jax.errors import UserError
 
 
 def _mesh(data, fsdp, tensor):
-    return sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+    given = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return meshes.make(meshes.sizes("ddp", given, 8))
 
 
 def _places(mesh):

@@ -12,7 +12,7 @@ import typing
 import pytest
 
 from fm_jax import config as configs
-from fm_jax import configfile, optimizers
+from fm_jax import configfile, meshes, optimizers, sections
 from fm_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -89,8 +89,6 @@ PLAIN = {
     "train.tokens",
     "train.epochs",
     "train.seed",
-    "mesh.fsdp",
-    "mesh.tensor",
     "eval.batch_size",
     "sample.num_samples",
     "sample.temperature",
@@ -200,11 +198,13 @@ def test_a_whole_number_may_stand_for_a_fraction_and_a_list_for_a_tuple():
             optimizer__weight_decay=0,
             data__paths=["a", "b"],
             optimizer__decay_rules=[["bias", False], [".*", True]],
+            mesh__rules=[["embed", ["fsdp", "expert"]], ["vocab", []]],
         )
     )
     assert isinstance(config.optimizer.weight_decay, float)
     assert config.data.paths == ("a", "b")
     assert config.optimizer.decay_rules == (("bias", False), (".*", True))
+    assert config.mesh.rules == (("embed", ("fsdp", "expert")), ("vocab", ()))
 
 
 # ---- refusals
@@ -315,6 +315,8 @@ AT_LEAST_ONE = [
     "eval.batch_size",
     "checkpoint.keep",
     "log.every",
+    "mesh.dcn_data",
+    "mesh.dcn_fsdp",
     "sample.num_samples",
 ]
 AT_LEAST_ZERO = [
@@ -438,6 +440,21 @@ def test_a_duration_stands_for_these_steps(duration, steps):
         configs.check(raw).train, tokens_per_step=100, corpus_tokens=750, num_params=330
     )
     assert found == steps
+
+
+@pytest.mark.parametrize("key", configs.CHOICES)
+def test_unknown_choices_are_refused_with_the_known_ones(key):
+    text = _mistake(_raw(**{key.replace(".", "__"): "fourier"}))
+    assert text.startswith(
+        f"config.{key} must be one of the known names; got 'fourier'"
+    )
+    assert text.endswith("Known: " + ", ".join(sorted(configs.CHOICES[key])))
+
+
+def test_the_door_knows_the_names_that_the_mesh_knows():
+    assert set(configs.CHOICES["mesh.preset"]) == meshes.PRESETS.keys()
+    axes = {field.name for field in dataclasses.fields(sections.MeshConfig)}
+    assert axes >= set(meshes.AXES)
 
 
 def test_the_door_knows_the_names_that_the_optimizer_knows():

@@ -242,7 +242,11 @@ def test_only_these_keys_of_base_may_change():
     sections = ("checkpoint", "eval", "log", "mesh", "sample")
     assert {key for key in free if key.split(".")[0] not in sections} == {
         "data.cache_dir",
+        "model.remat",
+        "model.remat_names",
+        "train.accumulation",
         "train.compile_cache",
+        "train.loss_chunk",
         "train.steps",
         "train.tokens",
         "train.epochs",

@@ -11,26 +11,40 @@ ROOT = pathlib.Path(__file__).parent.parent / "fm_jax"
 
 FLOORS = [
     ["errors", "machine", "products"],
-    ["trees", "sharding", "objectives", "generation", "runs"],
-    ["models", "data", "optimizers", "metrics", "checkpoints"],
+    [
+        "trees",
+        "cluster",
+        "accelerators",
+        "meshes",
+        "sharding",
+        "objectives",
+        "generation",
+        "runs",
+    ],
+    ["models", "data", "optimizers", "metrics", "checkpoints", "compiled"],
     ["evaluation", "sections", "config", "configfile"],
     ["report"],
     ["train"],
-    ["flags", "bench", "cli"],
+    ["planning"],
+    ["flags", "bench", "commands", "cli"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # Within a floor or a folder, a file may use those that stand before it here.
 ORDER = {
-    "": ["errors", "machine", "products", "trees", "sharding", "objectives",
-         "generation", "runs", "optimizers", "metrics", "checkpoints", "configfile",
-         "sections",
-         "config", "report", "flags", "bench", "cli"],
-    "models": ["config", "presets", "counts", "layers", "positions", "attention",
-               "decoder", "zoo"],
+    "": ["errors", "machine", "products", "trees", "accelerators", "meshes",
+         "sharding", "objectives", "generation", "runs", "optimizers", "metrics",
+         "checkpoints", "configfile", "sections", "config", "report", "flags", "bench",
+         "commands", "cli"],
+    "cluster": ["launchers", "meeting", "together"],
+    "compiled": ["text", "program", "estimates"],
+    "models": ["config", "presets", "counts", "layers", "positions", "attend",
+               "flash", "ring", "attention", "decoder", "zoo"],
     "data": ["files", "sources", "tokenizers", "store", "examples", "batches"],
     "evaluation": ["likelihood"],
-    "train": ["step", "loop", "progress", "compose", "restore", "opening", "run"],
+    "planning": ["topologies", "plan", "search", "show", "shipped", "command"],
+    "train": ["step", "loop", "progress", "compose", "restore", "opening",
+              "closing", "run"],
 }  # fmt: skip
 
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__init__.py")
@@ -97,6 +111,8 @@ def test_nothing_imports_the_configs():
 
 WITHOUT_JAX = ["fm_jax.cli", "fm_jax.flags", "fm_jax.config", "fm_jax.configfile",
                "fm_jax.runs", "fm_jax.machine", "fm_jax.errors", "fm_jax.report",
+               "fm_jax.accelerators", "fm_jax.cluster.launchers",
+               "fm_jax.compiled.text", "fm_jax.compiled.program",
                "fm_jax.models.config", "fm_jax.models.presets",
                "fm_jax.models.counts", "fm_jax.data.sources",
                "fm_jax.data.tokenizers", "fm_jax.data.store"]  # fmt: skip

@@ -1,5 +1,7 @@
-"""Tests of what the process says of itself, and of its allocator."""
+"""Tests of what the process says of itself, its allocator, and how quiet it is."""
 
+import os
+import pathlib
 import platform
 import subprocess
 import sys
@@ -87,6 +89,45 @@ def test_peak_memory_grows_by_what_is_held_and_stays():
     assert after >= grown
 
 
+HOLDS = """
+import pathlib
+from fm_jax import machine
+
+def resident():
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return 1024 * int(line.split()[1])
+
+readings = [machine.memory_bytes(), resident()]
+held = bytes([1]) * 200_000_000
+readings += [machine.memory_bytes(), resident()]
+del held
+readings += [machine.memory_bytes(), resident()]
+print(*readings)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="asks /proc")
+def test_memory_is_what_is_resident_now_and_no_longer_what_was():
+    before, system_before, held, system_held, after, system_after = map(
+        int, _python(HOLDS)
+    )
+    slack = 2**20  # the kernel counts pages in batches
+    assert before == pytest.approx(system_before, abs=slack)
+    assert held == pytest.approx(system_held, abs=slack)
+    assert after == pytest.approx(system_after, abs=slack)
+    assert held - before == pytest.approx(200_000_000, abs=slack)
+    assert after == pytest.approx(before, abs=slack)
+
+
+def test_memory_that_cannot_be_told_is_zero(monkeypatch):
+    def missing(*_):
+        raise FileNotFoundError("/proc/self/statm")
+
+    monkeypatch.setattr(machine.Path, "read_text", missing)
+    assert machine.memory_bytes() == 0
+
+
 FAULTS = """
 import ctypes, resource, sys
 from fm_jax import machine
@@ -149,3 +190,33 @@ def test_without_git_the_state_is_empty(tmp_path, monkeypatch):
     assert machine.git_state() == {}
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.git_state() == {}
+
+
+@pytest.fixture
+def devices(tmp_path, monkeypatch):
+    """Return `devices(*vendors)`: the PCI devices that this machine then has."""
+
+    def pretend(*vendors):
+        for index, vendor in enumerate(vendors):
+            (tmp_path / f"0000:00:{index:02d}.0").mkdir()
+            (tmp_path / f"0000:00:{index:02d}.0" / "vendor").write_text(f"{vendor}\n")
+        known = {"/sys/bus/pci/devices": tmp_path}
+        monkeypatch.setattr(machine, "Path", known.__getitem__)
+        monkeypatch.setattr(os, "environ", {"TPU_MIN_LOG_LEVEL": "0", "HOME": "/root"})
+
+    return pretend
+
+
+@pytest.mark.parametrize("vendors", [(), ("0x8086",), ("0x10de", "0x8086")])
+def test_without_a_tpu_its_compiler_is_quiet_and_what_was_given_stays(vendors, devices):
+    devices(*vendors)
+    machine.quiet_tpu_compiler()
+    assert os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
+    assert os.environ == machine.QUIET | {"TPU_MIN_LOG_LEVEL": "0", "HOME": "/root"}
+    assert machine.QUIET["TPU_MIN_LOG_LEVEL"] != "0"
+
+
+def test_where_a_tpu_is_nothing_is_changed(devices):
+    devices("0x8086", "0x1ae0")
+    machine.quiet_tpu_compiler()
+    assert os.environ == {"TPU_MIN_LOG_LEVEL": "0", "HOME": "/root"}

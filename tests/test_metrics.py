@@ -1,5 +1,6 @@
 """Tests of the clock, the machine's peak and the watch over compilation."""
 
+import math
 import subprocess
 import sys
 import time
@@ -7,7 +8,7 @@ import time
 import jax
 import pytest
 
-from fm_jax import metrics
+from fm_jax import accelerators, metrics
 
 
 class _Time:
@@ -110,7 +111,7 @@ def devices(monkeypatch):
         ("NVIDIA H100 80GB HBM3", "NVIDIA H100", 989e12),
         ("NVIDIA H100 PCIe", "NVIDIA H100 PCIe", 756e12),
         ("NVIDIA H200", "NVIDIA H200", 989e12),
-        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100", 312e12),
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-40GB", 312e12),
         ("TPU v4", "TPU v4", 275e12),
         ("TPU v5 lite", "TPU v5 lite", 197e12),
         ("TPU v5p", "TPU v5p", 459e12),
@@ -135,6 +136,24 @@ def test_without_a_published_peak_a_product_is_measured(
 ):
     devices(kind, 4, backend)
     assert metrics.peak_flops(dtype) == (peak, "measured matmul")
+
+
+def test_a_known_device_is_the_chip_of_its_maker(devices):
+    devices("NVIDIA H100 80GB HBM3", 4, "gpu")
+    chip = accelerators.CHIPS["h100"]
+    assert metrics.this_chip(7e12, "bfloat16") == chip
+    # What its maker does not say of a dtype is what was measured here.
+    found = metrics.this_chip(7e12, "float32")
+    assert found.flops == chip.flops | {"float32": 7e12 / 4}
+
+
+def test_of_another_device_the_products_alone_take_time(devices):
+    devices("cpu", 8, "cpu")
+    chip = metrics.this_chip(16e12, "float32")
+    assert chip.flops["float32"] == 2e12
+    assert math.isinf(chip.hbm_bytes_per_second)
+    assert math.isinf(chip.link_bytes_per_second)
+    assert (chip.name, chip.kind, chip.source) == ("cpu", "cpu", "measured here")
 
 
 WATCHED = """

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fm_jax import objectives
+from fm_jax import meshes, objectives, sharding
+from fm_jax.compiled import estimates, program
 
 B, T, D, V = 2, 12, 5, 37
 CASES = [(0.0, 0.0), (0.0, 0.02), (2.5, 0.0), (2.5, 0.02)]
@@ -61,7 +62,7 @@ def _naive_gradients(x_BTD, head_VD, targets_BT, weights_BT, *, softcap, z_loss)
         logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, head_VD)
         if softcap:
             logits_BTV = softcap * jnp.tanh(logits_BTV / softcap)
-        hit_BTV = jax.nn.one_hot(targets_BT, V)
+        hit_BTV = jax.nn.one_hot(targets_BT, len(head_VD))
         nll_BT = -jnp.sum(jax.nn.log_softmax(logits_BTV) * hit_BTV, axis=-1)
         log_z_BT = jnp.log(jnp.sum(jnp.exp(logits_BTV), axis=-1))
         return jnp.sum(weights_BT * (nll_BT + z_loss * log_z_BT**2))
@@ -156,3 +157,109 @@ def _largest_array(chunk):
 def test_the_chunked_gradient_never_holds_all_logits():
     assert _largest_array(chunk=0) == B * T * V
     assert _largest_array(chunk=4) == B * 4 * V
+
+
+# ---- on meshes of eight devices
+
+MESHES = {
+    "ddp": {"preset": "ddp"},
+    "fsdp": {"preset": "fsdp"},
+    "hsdp": {"preset": "hsdp"},
+    "tensor": {"preset": "tensor"},
+    "fsdp_tensor": {"preset": "fsdp_tensor"},
+    "context": {"preset": "context"},
+    "mix": {"preset": "ddp", "data": 2, "context": 2, "tensor": 2},
+}
+AXES = {
+    "x": ("batch", "length", None),
+    "head": ("vocab", "embed"),
+    "targets": ("batch", "length"),
+    "weights": ("batch", "length"),
+}
+
+
+def _layout(name):
+    given = dict(MESHES[name])
+    return sharding.layout(meshes.make(meshes.sizes(given.pop("preset"), given, 8)))
+
+
+def _many_inputs():
+    """Return inputs that eight devices divide, one row of them without weight."""
+    rng = np.random.default_rng(11)
+    x_BTD = rng.standard_normal((16, T, 24)).astype(np.float32)
+    head_VD = rng.standard_normal((40, 24)).astype(np.float32)
+    targets_BT = np.argmax(x_BTD @ head_VD.T, axis=-1).astype(np.int32)
+    targets_BT[:, ::2] = rng.integers(0, 40, (16, T // 2))
+    weights_BT = rng.uniform(0.2, 2.0, (16, T)).astype(np.float32)
+    weights_BT[3], weights_BT[:, 5] = 0, 0
+    return x_BTD, head_VD, targets_BT, weights_BT
+
+
+def _on(layout, inputs):
+    places = [
+        layout.sharding(*sharding.spec(axes, x.shape, layout))
+        for x, axes in zip(inputs, AXES.values(), strict=True)
+    ]
+    return jax.device_put(inputs, tuple(places))
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+@pytest.mark.parametrize("name", MESHES)
+def test_a_mesh_changes_neither_loss_nor_sums_nor_gradients(name, chunk):
+    inputs, layout = _many_inputs(), _layout(name)
+    options = {"softcap": 2.5, "z_loss": 0.02}
+    expected_loss, expected_sums = _by_hand(*inputs, **options)
+    expected = _naive_gradients(*inputs, **options)
+    with layout.active():
+        arguments = _on(layout, inputs)
+        (loss, sums), slopes = _gradients(**options, chunk=chunk)(*arguments)
+        alone, alone_sums = jax.jit(functools.partial(_loss, **options, chunk=chunk))(
+            *arguments
+        )
+    for found, parts in ((loss, sums), (alone, alone_sums)):
+        np.testing.assert_allclose(found, expected_loss, rtol=1e-6)
+        for key, value in expected_sums.items():
+            np.testing.assert_allclose(parts[key], value, rtol=1e-6, err_msg=key)
+    for found, other, given in zip(slopes, expected, arguments, strict=False):
+        np.testing.assert_allclose(found, other, rtol=0, atol=1e-5)
+        assert found.sharding.is_equivalent_to(given.sharding, found.ndim)
+
+
+@functools.cache
+def _said(name, chunk, *, is_loss_alone=False):
+    """Return the collectives of the compiled loss by kind and mesh axes."""
+    layout = _layout(name)
+    options = {"softcap": 2.5, "z_loss": 0.02, "chunk": chunk}
+    do = _gradients(**options)
+    if is_loss_alone:
+        do = jax.jit(functools.partial(_loss, **options))
+    with layout.active():
+        compiled = do.lower(*_on(layout, _many_inputs())).compile()
+    found = estimates.traffic(program.read(compiled.as_text()), layout.mesh)
+    return {(t.kind, t.axes): (t.count, t.bytes) for t in found if t.axes}
+
+
+@pytest.mark.parametrize("is_loss_alone", [False, True])
+@pytest.mark.parametrize("name", MESHES)
+def test_devices_talk_once_in_a_loss_and_not_once_a_chunk(name, is_loss_alone):
+    whole, chunked = (_said(name, c, is_loss_alone=is_loss_alone) for c in (0, 2))
+    assert whole.keys() == chunked.keys()
+    for key, (count, size) in whole.items():
+        # Where the vocabulary is cut, each chunk's own numbers are added up over it.
+        times = 6 if key == ("all-reduce", ("tensor",)) else 1
+        assert chunked[key] == (times * count, size), key
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_devices_exchange_the_head_and_its_gradient_and_no_logits(name):
+    head_bytes = 4 * 40 * 24 // _layout(name).size("tensor")
+    others = {k: v for k, v in _said(name, 2).items() if "tensor" not in k[1]}
+    assert {kind for kind, _ in others} <= {
+        "all-gather",
+        "reduce-scatter",
+        "all-reduce",
+    }
+    for kind in ("all-gather", "reduce-scatter", "all-reduce"):
+        found = sum(size for (k, _), (_, size) in others.items() if k == kind)
+        assert found <= head_bytes + 4 * 4  # and the four sums
+    assert sum(count for count, _ in others.values()) <= 4

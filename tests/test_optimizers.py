@@ -173,6 +173,8 @@ ADAMW = {
     "beta1": 0.8,
     "beta2": 0.9,
     "epsilon": 0.05,
+    "mu_dtype": "float32",
+    "nu_dtype": "float32",
     "clip_norm": 0.0,
 }
 
@@ -257,3 +259,62 @@ def test_the_rate_is_read_at_the_count_of_updates_made_before():
     for grad in grads:
         _, state = tx.update(grad, state, params)
     assert seen == [0, 1, 2]
+
+
+MOMENTS = [("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]
+
+
+@pytest.mark.parametrize("mu_dtype, nu_dtype", MOMENTS)
+def test_moments_are_kept_in_their_dtypes_and_updates_in_float32(mu_dtype, nu_dtype):
+    params, (grad, *_) = _params_and_grads(2)
+    tx = _chain(
+        mask={"kernel": True, "scale": False}, mu_dtype=mu_dtype, nu_dtype=nu_dtype
+    )
+    state = tx.init(params)
+    updates, after = jax.jit(tx.update)(grad, state, params)
+    for adam in (state[0], after[0]):
+        assert {leaf.dtype for leaf in jax.tree.leaves(adam.mu)} == {
+            jnp.dtype(mu_dtype)
+        }
+        assert {leaf.dtype for leaf in jax.tree.leaves(adam.nu)} == {
+            jnp.dtype(nu_dtype)
+        }
+        assert adam.count.dtype == jnp.int32
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
+    for name, g in grad.items():
+        np.testing.assert_array_equal(
+            after[0].mu[name], np.float32(0.2 * g).astype(mu_dtype), err_msg=name
+        )
+
+
+@pytest.mark.parametrize("mu_dtype, nu_dtype", MOMENTS)
+def test_rounded_moments_do_not_change_the_first_update(mu_dtype, nu_dtype):
+    params, (grad,) = _params_and_grads(1)
+    mask = {"kernel": True, "scale": False}
+
+    def first(**dtypes):
+        tx = _chain(mask=mask, **dtypes)
+        return jax.jit(tx.update)(grad, tx.init(params), params)[0]
+
+    exact, found = first(), first(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    for name, update in exact.items():
+        np.testing.assert_allclose(found[name], update, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mu_dtype, nu_dtype", MOMENTS)
+def test_rounded_moments_stay_within_their_rounding(mu_dtype, nu_dtype):
+    params, grads = _params_and_grads(6)
+    mask = {"kernel": True, "scale": False}
+
+    def last(**dtypes):
+        tx = _chain(mask=mask, **dtypes)
+        state, update = tx.init(params), jax.jit(tx.update)
+        for grad in grads:
+            updates, state = update(grad, state, params)
+        return updates
+
+    exact, found = last(), last(mu_dtype=mu_dtype, nu_dtype=nu_dtype)
+    worst = max(np.abs(found[name] - exact[name]).max() for name in exact)
+    largest = max(np.abs(update).max() for update in exact.values())
+    # bfloat16 has eight bits; five roundings of a moment that decays.
+    assert 2**-13 < worst / largest < 2**-6

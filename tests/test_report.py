@@ -49,8 +49,11 @@ def _make(path, *, state="done", loss=4.0):
             "time/step_seconds": 6.0,
             "time/eval_seconds": 3.0,
             "time/data_seconds": 3.0,
+            "perf/median_step_seconds": 0.0712345,
         }
     )
+    predicted = {"predicted/memory_bytes": 987_654_321, "memory/peak_bytes": 1.2e9}
+    run.append({"step": 40, "predicted/step_seconds": 0.04567, **predicted})
     for index in range(6):
         text = f"sample {index} </pre><script>alert({index})</script> a < b & c"
         run.append({"step": 40, "text": text}, "samples.jsonl")
@@ -144,6 +147,10 @@ def test_the_summary_holds_the_last_numbers_of_a_run(one):
         "tokens/s (median)": "1,030",
         "MFU (median)": "28.0%",
         "peak host memory (MB)": "1,235",
+        "peak memory as predicted (MB)": "988",
+        "peak memory as measured (MB)": "1,200",
+        "step at the roofline (ms)": "45.7",
+        "step as measured, median (ms)": "71.2",
         "state": "done",
     }.items():
         assert _cells(text, label) == [value], label

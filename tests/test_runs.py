@@ -103,6 +103,7 @@ def test_rewind_keeps_what_was_written_before_the_save_alone(run):
     for row in [
         *kept,
         {"step": 20, "final/loss": 2.9, "time/eval_seconds": 1.0},
+        {"step": 20, "predicted/step_seconds": 0.5, "memory/peak_bytes": 10},
         {"step": 21, "train/loss": 2.8},
         {"step": 30, "train/loss": 2.7},
     ]:
@@ -240,3 +241,36 @@ def test_a_run_cannot_begin_below_a_file(tmp_path):
     assert str(error.value) == (
         f"{path} must be writable and its disk have room; got Not a directory."
     )
+
+
+# ---- of several processes
+
+
+def _use(run):
+    """Call everything of a run that writes."""
+    with run.held():
+        run.begin()
+        run.write_config({"config": {}, "history": []})
+        run.write("DONE", "7\n")
+        run.append({"step": 7, "train/loss": 1.0})
+        run.append({"step": 7, "text": "def "}, "samples.jsonl")
+        run.log("step 7")
+        run.rewind(3)
+
+
+def test_a_run_that_does_not_write_makes_no_folder(tmp_path):
+    _use(Run(tmp_path / "run", writes=False))
+    assert list(tmp_path.iterdir()) == []
+    _use(Run(tmp_path / "run"))
+    assert (tmp_path / "run" / "DONE").exists()
+
+
+def test_a_run_that_does_not_write_stands_beside_the_one_that_does(run):
+    _use(run)
+    run.append({"step": 9, "train/loss": 0.5})
+    run.write("FAILED", "KeyboardInterrupt\n")
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    assert {"DONE", "FAILED", "config.json", "metrics.jsonl", "log.txt"} <= set(before)
+    with run.held():
+        _use(Run(run.path, writes=False))
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before

@@ -1,113 +1,140 @@
-"""Tests of the mesh and of the table from logical axes to it, on eight devices."""
+"""Tests of the table from logical axes to the mesh, on eight devices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from fm_jax import sharding, trees
+from fm_jax import meshes, sharding, trees
 from fm_jax.errors import UserError
 from fm_jax.models import zoo
 
 
+def _layout(preset="ddp", rules=(), **given):
+    return sharding.layout(meshes.make(meshes.sizes(preset, given, 8)), rules)
+
+
 @pytest.fixture(scope="module")
-def mesh():
-    """Return the mesh that cuts in two along every axis."""
-    return sharding.make_mesh(data=2, fsdp=2, tensor=2)
+def layout():
+    """Return the layout on the mesh that cuts in two along data, fsdp and tensor."""
+    return _layout(data=2, fsdp=2, tensor=2)
+
+
+@pytest.fixture(scope="module")
+def in_pieces():
+    """Return the layout that cuts rows over data, and each in two over context."""
+    return _layout(data=2, context=2, tensor=2)
+
+
+def _mistake(function, *arguments):
+    with pytest.raises(UserError) as error:
+        function(*arguments)
+    return str(error.value)
+
+
+# ---- the table and its overrides
 
 
 @pytest.mark.parametrize(
-    "sizes, expected",
+    "axes, shape, expected",
     [
-        ((2, 2, 2), (2, 2, 2)),
-        ((-1, 1, 1), (8, 1, 1)),
-        ((2, -1, 1), (2, 4, 1)),
-        ((4, 2, -1), (4, 2, 1)),
+        (("embed", "mlp"), (4, 6), ("fsdp", "tensor")),
+        (
+            ("layers", "heads", "head_dim", "embed"),
+            (3, 4, 5, 6),
+            (None, "tensor", None, "fsdp"),
+        ),
+        (("batch", "length", None), (8, 5, 7), (("data", "fsdp"), None, None)),
+        (("batch", "length", "vocab"), (4, 5, 6), (("data", "fsdp"), None, "tensor")),
+        (("kv_heads", None), (2, 2), ("tensor", None)),
+        (("expert", "positions"), (3, 5), (None, None)),
+        ((), (), ()),
     ],
 )
-def test_a_mesh_holds_all_devices(sizes, expected):
-    data, fsdp, tensor = sizes
-    mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
-    assert mesh.devices.shape == expected
-    assert set(mesh.devices.flat) == set(jax.devices())
-    assert mesh.axis_types == (AxisType.Auto,) * 3
-
-
-@pytest.mark.parametrize(
-    "sizes", [(-1, -1, 1), (0, 1, 1), (-1, 3, 1), (-2, -2, 2), (-1, -2, -2)]
-)
-def test_mesh_sizes_that_cannot_be_are_refused(sizes):
-    data, fsdp, tensor = sizes
-    with pytest.raises(UserError) as error:
-        sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
-    assert str(error.value) == (
-        "mesh must have sizes >= 1, at most one -1, that divide the 8 devices; got "
-        f"data={data} * fsdp={fsdp} * tensor={tensor}. "
-        "Set --config.mesh.data=-1 and the others to 1."
-    )
-
-
-@pytest.mark.parametrize("sizes", [(2, 2, 1), (4, 2, 2)])
-def test_meshes_of_fewer_or_more_devices_are_refused(sizes):
-    data, fsdp, tensor = sizes
-    with pytest.raises(UserError) as error:
-        sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
-    assert str(error.value) == (
-        "mesh must multiply to the 8 devices; got "
-        f"data={data} * fsdp={fsdp} * tensor={tensor}. "
-        "Set one of the sizes to -1 to take what is left."
-    )
-
-
-@pytest.mark.parametrize(
-    "axes, expected",
-    [
-        (("embed", "mlp"), ("fsdp", "tensor")),
-        (("layers", "heads", "head_dim", "embed"), (None, "tensor", None, "fsdp")),
-        (("batch", "length", "embed"), (("data", "fsdp"), None, None)),
-        (("batch", "length", "vocab"), (("data", "fsdp"), None, "tensor")),
-        (("heads", "mlp", None), ("tensor", None, None)),
-        ((), ()),
-    ],
-)
-def test_a_mesh_axis_goes_to_the_first_dim_that_asks(axes, expected, mesh):
-    shape = (4,) * len(axes)
-    assert sharding.spec(axes, shape, mesh) == PartitionSpec(*expected)
+def test_each_dim_is_cut_over_the_mesh_axes_of_its_name(axes, shape, expected, layout):
+    assert sharding.spec(axes, shape, layout) == PartitionSpec(*expected)
 
 
 def test_mesh_axes_of_size_one_are_left_out():
-    mesh = sharding.make_mesh(data=4, fsdp=1, tensor=2)
-    found = sharding.spec(("batch", "embed", "vocab"), (4, 3, 6), mesh)
+    found = sharding.spec(
+        ("batch", "embed", "vocab"), (4, 3, 6), _layout(data=4, tensor=2)
+    )
     assert found == PartitionSpec("data", None, "tensor")
 
 
+def test_rows_are_cut_over_the_context_too(in_pieces):
+    found = sharding.spec(("batch", "length"), (4, 5), in_pieces)
+    assert found == PartitionSpec(("data", "context"), None)
+
+
+def test_an_override_stands_in_place_of_the_tables_rule():
+    held = _layout(
+        rules=(("embed", ("fsdp", "data")), ("vocab", ())), data=2, fsdp=2, tensor=2
+    )
+    found = sharding.spec(("vocab", "embed"), (3, 8), held)
+    assert found == PartitionSpec(None, ("fsdp", "data"))
+    assert held.rules["mlp"] == sharding.RULES["mlp"]
+    assert sharding.RULES["embed"] == ("fsdp",)
+
+
+def test_an_override_of_an_unknown_logical_axis_is_refused():
+    text = _mistake(_layout, "ddp", (("embd", ("fsdp",)),))
+    assert text.startswith(
+        "mesh.rules axis must be one of the known names; got 'embd'. "
+        "Did you mean 'embed'? Known: embed, "
+    )
+
+
+def test_an_override_to_an_unknown_mesh_axis_is_refused():
+    assert _mistake(_layout, "ddp", (("embed", ("fsdp", "tensr")),)) == (
+        "mesh.rules mesh axis of 'embed' must be one of the known names; got 'tensr'. "
+        "Did you mean 'tensor'? Known: tensor, context, data, expert, fsdp"
+    )
+
+
+def test_two_dims_over_one_mesh_axis_are_refused():
+    held = _layout(rules=(("embed", ("tensor",)),), data=4, tensor=2)
+    assert _mistake(sharding.spec, ("embed", "mlp"), (4, 6), held, "mlp/up/kernel") == (
+        "a mesh axis must cut one dim of an array; got 'tensor' for dims 'embed' and "
+        "'mlp' of mlp/up/kernel. Change mesh.rules or set --config.mesh.tensor=1."
+    )
+
+
+def test_two_dims_over_a_mesh_axis_of_size_one_are_no_mistake():
+    held = _layout(rules=(("embed", ("tensor",)),), data=8)
+    found = sharding.spec(("embed", "mlp"), (5, 7), held)
+    assert found == PartitionSpec(None, None)
+
+
 @pytest.mark.parametrize(
-    "name, shown", [("", "array"), ("blocks/mlp/up/kernel", "blocks/mlp/up/kernel")]
+    "dim, near", [(21, "3 or 7"), (18, "3 or 6"), (10, "2 or 5"), (7, "1 or 7")]
 )
-def test_a_dim_that_does_not_divide_is_refused_with_both_numbers(name, shown, mesh):
-    with pytest.raises(UserError) as error:
-        sharding.spec(("embed", "mlp"), (12, 21), mesh, name)
-    assert str(error.value) == (
-        f"{shown} dim 'mlp' must divide by the mesh axes tensor; got 21 over 2. "
+def test_a_dim_that_does_not_divide_is_refused_with_the_nearest(dim, near):
+    held = _layout(data=2, tensor=4)
+    name = "blocks/mlp/up/kernel"
+    text = _mistake(sharding.spec, ("embed", "mlp"), (12, dim), held, name)
+    assert text == (
+        f"{name} dim 'mlp' must divide by the mesh axes tensor; got {dim} over 4. "
+        f"Nearest that divide: {near}. "
         "Change the size or set --config.mesh.tensor=1."
     )
 
 
-def test_a_dim_over_two_mesh_axes_must_divide_by_their_product(mesh):
-    with pytest.raises(UserError) as error:
-        sharding.spec(("batch",), (6,), mesh)
-    assert str(error.value) == (
+def test_a_dim_over_two_mesh_axes_must_divide_by_their_product(layout):
+    assert _mistake(sharding.spec, ("batch",), (6,), layout) == (
         "array dim 'batch' must divide by the mesh axes data*fsdp; got 6 over 4. "
-        "Change the size or set --config.mesh.data=1."
+        "Nearest that divide: 3 or 6. Change the size or set --config.mesh.fsdp=1."
     )
 
 
-def test_a_logical_axis_outside_the_table_is_refused(mesh):
+def test_a_logical_axis_outside_the_table_is_refused(layout):
     with pytest.raises(KeyError, match="colour"):
-        sharding.spec(("colour",), (4,), mesh)
+        sharding.spec(("colour",), (4,), layout)
+
+
+# ---- parameters and what mirrors them
 
 
 def test_every_logical_axis_of_a_model_is_in_the_table(architecture):
@@ -115,43 +142,42 @@ def test_every_logical_axis_of_a_model_is_in_the_table(architecture):
     assert set(axes) <= sharding.RULES.keys()
 
 
-def test_each_parameter_gets_the_sharding_of_its_axes(mesh, model_config):
+def test_each_parameter_gets_the_sharding_of_its_axes(layout, model_config):
     model = zoo.build(model_config(vocab_size=38, use_bias=True))
     places = trees.leaves_by_path(
-        sharding.tree_shardings(model.axes, model.abstract, mesh)
+        sharding.tree_shardings(model.axes, model.abstract, layout)
     )
     expected = {
         "embedding": ("tensor", "fsdp"),
         "head": ("tensor", "fsdp"),
-        "final_norm/scale": ("fsdp",),
+        "final_norm/scale": (None,),
         "blocks/attention/query/kernel": (None, "fsdp", "tensor", None),
         "blocks/attention/query/bias": (None, "tensor", None),
         "blocks/attention/out/kernel": (None, "tensor", None, "fsdp"),
-        "blocks/attention/out/bias": (None, "fsdp"),
+        "blocks/attention/out/bias": (None, None),
         "blocks/mlp/gate/kernel": (None, "fsdp", "tensor"),
         "blocks/mlp/down/kernel": (None, "tensor", "fsdp"),
-        "blocks/mlp/down/bias": (None, "fsdp"),
-        "blocks/mlp_norm/scale": (None, "fsdp"),
+        "blocks/mlp/down/bias": (None, None),
+        "blocks/mlp_norm/scale": (None, None),
     }
     assert places.keys() == trees.leaves_by_path(model.abstract).keys()
     for name, entries in expected.items():
-        assert places[name] == NamedSharding(mesh, PartitionSpec(*entries)), name
+        assert places[name] == layout.sharding(*entries), name
 
 
-def test_an_indivisible_parameter_is_refused_by_name(mesh, model_config):
+def test_an_indivisible_parameter_is_refused_by_name(layout, model_config):
     model = zoo.build(model_config(vocab_size=37))
-    with pytest.raises(UserError) as error:
-        sharding.tree_shardings(model.axes, model.abstract, mesh)
-    assert str(error.value) == (
+    text = _mistake(sharding.tree_shardings, model.axes, model.abstract, layout)
+    assert text == (
         "embedding dim 'vocab' must divide by the mesh axes tensor; got 37 over 2. "
-        "Change the size or set --config.mesh.tensor=1."
+        "Nearest that divide: 1 or 37. Change the size or set --config.mesh.tensor=1."
     )
 
 
-def test_adamw_moments_lie_where_their_parameters_lie(mesh, model_config):
+def test_adamw_moments_lie_where_their_parameters_lie(layout, model_config):
     model = zoo.build(model_config(vocab_size=38))
-    places = sharding.tree_shardings(model.axes, model.abstract, mesh)
-    whole = sharding.replicated(mesh)
+    places = sharding.tree_shardings(model.axes, model.abstract, layout)
+    whole = layout.sharding()
     chain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     state = jax.eval_shape(chain.init, model.abstract)
     found = trees.leaves_by_path(
@@ -180,74 +206,227 @@ def test_a_state_mirrors_the_longest_path_of_its_own_shape():
     )
 
 
-def test_a_replicated_array_is_whole_on_every_device(mesh):
-    x = jax.device_put(np.arange(6.0), sharding.replicated(mesh))
+def test_a_sharding_of_nothing_is_whole_on_every_device(layout):
+    x = jax.device_put(np.arange(6.0), layout.sharding())
     assert len(x.addressable_shards) == 8
     for shard in x.addressable_shards:
         np.testing.assert_array_equal(shard.data, np.arange(6.0))
 
 
-def test_batches_are_cut_by_rows_over_data_and_fsdp(mesh):
-    tokens = np.arange(40).reshape(8, 5)
-    batch = {"tokens": tokens, "loss_weights": tokens / 2}
-    placed = sharding.put_batch(batch, sharding.batch_sharding(mesh))
+# ---- batches
+
+
+def _batch(rows, length):
+    """Return a batch in which no two tokens are equal."""
+    tokens_BT = np.arange(rows * length, dtype=np.int32).reshape(rows, length)
+    return {"tokens": tokens_BT, "loss_weights": (tokens_BT / 2).astype(np.float32)}
+
+
+MESHES = {preset: {} for preset in meshes.PRESETS} | {
+    "all_of_rows": {"data": 2, "fsdp": 2, "expert": 2},
+    "mix": {"data": 2, "context": 2, "tensor": 2},
+}
+
+
+@pytest.fixture(scope="module", params=MESHES)
+def any_layout(request):
+    """Return the layout of each preset in turn, and of mixes."""
+    preset = request.param if request.param in meshes.PRESETS else "ddp"
+    return _layout(preset, **MESHES[request.param])
+
+
+def test_rows_go_to_the_mesh_and_back_whatever_it_is(any_layout):
+    batch = _batch(16, 5)
+    held = sharding.local_rows(16, any_layout)
+    np.testing.assert_array_equal(held, np.arange(16))  # one process holds all
+    placed = sharding.put_batch(batch, 16, any_layout)
     assert placed.keys() == batch.keys()
+    groups = any_layout.size("data", "fsdp", "expert")
     for name, rows in batch.items():
-        np.testing.assert_array_equal(placed[name], rows.astype(placed[name].dtype))
-    starts = set()
-    for shard in placed["tokens"].addressable_shards:
-        assert shard.data.shape == (2, 5)
-        starts.add(int(shard.data[0, 0]))
-    assert starts == {0, 10, 20, 30}
+        assert placed[name].sharding == sharding.batch_sharding(any_layout)
+        assert placed[name].dtype == rows.dtype
+        np.testing.assert_array_equal(placed[name], rows)
+        shards = placed[name].addressable_shards
+        assert {shard.data.shape for shard in shards} == {(16 // groups, 5)}
+        for shard in shards:
+            np.testing.assert_array_equal(shard.data, rows[shard.index])
 
 
-def test_batches_that_do_not_divide_are_refused_with_the_nearest(mesh):
-    sharding.check_batch(8, mesh, "train.batch_size")
-    with pytest.raises(UserError) as error:
-        sharding.check_batch(10, mesh, "train.batch_size")
-    assert str(error.value) == (
-        "train.batch_size must divide by data*fsdp of the mesh; got 10 over 4. "
+def test_a_process_puts_its_own_rows_on_its_own_devices(monkeypatch):
+    held, batch = _layout(fsdp=4, tensor=2), _batch(12, 5)
+    # Devices 4 and 5 share one group of rows, 0 and 1 another: as if of one process.
+    whole = sharding.batch_sharding(held).devices_indices_map((12,))
+    mine = {device: at for device, at in whole.items() if device.id in (0, 1, 4, 5)}
+    monkeypatch.setattr(
+        NamedSharding, "addressable_devices_indices_map", lambda self, shape: mine
+    )
+    monkeypatch.setattr(
+        jax,
+        "make_array_from_callback",
+        lambda shape, place, piece: [piece(at) for at in mine.values()],
+    )
+    rows = sharding.local_rows(12, held)
+    np.testing.assert_array_equal(rows, [0, 1, 2, 6, 7, 8])
+    read = {name: x[rows] for name, x in batch.items()}
+    placed = sharding.put_batch(read, 12, held)
+    for name, x in batch.items():
+        for part, at in zip(placed[name], mine.values(), strict=True):
+            np.testing.assert_array_equal(part, x[at])
+
+
+def test_batches_that_do_not_divide_are_refused_with_the_nearest(layout):
+    sharding.check_batch(8, 5, layout, "train.batch_size")
+    assert _mistake(sharding.check_batch, 10, 5, layout, "train.batch_size") == (
+        "train.batch_size must divide by data*fsdp*expert of the mesh; got 10 over 4. "
         "Nearest: 8 or 12."
+    )
+    assert _mistake(sharding.check_batch, 3, 5, layout, "eval.batch_size") == (
+        "eval.batch_size must divide by data*fsdp*expert of the mesh; got 3 over 4. "
+        "Nearest: 4."
     )
 
 
-def test_constrain_does_nothing_without_a_mesh():
+def test_rows_that_the_context_does_not_cut_evenly_are_refused(in_pieces):
+    sharding.check_batch(2, 12, in_pieces, "train.batch_size")
+    assert _mistake(sharding.check_batch, 2, 10, in_pieces, "train.batch_size") == (
+        "data.max_length must divide by 2*context of the mesh; got 10 over 4. "
+        "Nearest: 12."
+    )
+
+
+# ---- rows in pieces
+
+
+def _cut(batch, held):
+    """Return the pieces of a batch, and on which device each array's part lies."""
+    rows = len(batch["tokens"])
+    with held.active():
+        return jax.jit(sharding.cut_rows)(sharding.put_batch(batch, rows, held))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(1, 2, 4), (2, 2, 2), (4, 2, 1), (2, 4, 1), (1, 8, 1)],
+    ids=lambda sizes: "data{}_context{}_tensor{}".format(*sizes),
+)
+def pieces(request):
+    """Return a batch of rows, its pieces and the sizes of data and context."""
+    data, context, tensor = request.param
+    held = _layout(data=data, context=context, tensor=tensor)
+    batch = _batch(3 * data, 6 * context)
+    return batch, _cut(batch, held), data, context
+
+
+def test_a_piece_is_a_low_and_a_high_chunk_of_a_row(pieces):
+    batch, cut, data, context = pieces
+    for name, rows_BT in batch.items():
+        expected = []
+        for group in range(data):
+            for c in range(context):
+                for row in rows_BT[3 * group : 3 * group + 3]:
+                    chunks = np.split(row, 2 * context)
+                    expected.append([*chunks[c], *chunks[2 * context - 1 - c]])
+        np.testing.assert_array_equal(cut[name], expected)
+
+
+def test_each_token_is_in_one_piece(pieces):
+    batch, cut, _, context = pieces
+    tokens = np.sort(np.asarray(cut["tokens"]), axis=None)
+    np.testing.assert_array_equal(tokens, np.arange(batch["tokens"].size))
+    rows, length = batch["tokens"].shape
+    assert cut["tokens"].shape == (rows * context, length // context)
+
+
+def test_a_device_keeps_pieces_of_the_rows_that_it_had(pieces):
+    batch, cut, _, _ = pieces
+    length = batch["tokens"].shape[1]
+    for shard in cut["tokens"].addressable_shards:
+        position = np.argwhere(cut["tokens"].sharding.mesh.devices == shard.device)[0]
+        rows = np.unique(np.asarray(shard.data) // length)
+        first = 3 * position[0]  # of the data axis
+        np.testing.assert_array_equal(rows, [first, first + 1, first + 2])
+
+
+def test_every_piece_sees_as_many_keys_as_the_next(pieces):
+    batch, cut, _, context = pieces
+    rows, length = batch["tokens"].shape
+    places_Bt = np.asarray(cut["tokens"]) % length
+    # Chunks see earlier ones, and half of themselves.
+    chunks_BC = places_Bt.reshape(rows * context, 2, -1)[:, :, 0] // 3
+    seen_B = (2 * chunks_BC + 1).sum(axis=1)
+    assert set(seen_B.tolist()) == {4 * context}
+    # By tokens: each sees itself and those before.
+    assert len(set((places_Bt + 1).sum(axis=1).tolist())) == 1
+
+
+@pytest.mark.parametrize("rows, parts", [(12, 4), (10, 1), (3, 1)])
+def test_rows_count_as_cut_where_they_divide(rows, parts, layout, in_pieces):
+    assert sharding.num_parts(rows) == 1
+    for held in (layout, in_pieces):
+        with held.active():
+            assert sharding.num_parts(rows) == parts
+
+
+def test_rows_stay_whole_without_a_context(layout):
+    batch = {name: jnp.asarray(x) for name, x in _batch(4, 6).items()}
+    assert sharding.cut_rows(batch) is batch
+    assert sharding.num_pieces() == 1
+    with layout.active():
+        assert sharding.cut_rows(batch) is batch
+        assert sharding.num_pieces() == 1
+
+
+def test_a_layout_is_active_within_its_block_alone(layout, in_pieces):
+    with in_pieces.active():
+        assert sharding.num_pieces() == 2
+        with layout.active():
+            assert sharding.num_pieces() == 1
+        assert sharding.num_pieces() == 2
+    with pytest.raises(RuntimeError), in_pieces.active():
+        raise RuntimeError
+    assert sharding.num_pieces() == 1
+
+
+# ---- inside compiled programs
+
+
+def test_constrain_does_nothing_outside_a_layout():
     x_BTD = jnp.ones((3, 5, 7))
     assert sharding.constrain(x_BTD, "batch", "length", "embed") is x_BTD
 
 
 def test_constrain_does_nothing_on_one_device():
     x_BTD = jnp.ones((3, 5, 7))
-    one = jax.make_mesh(
-        (1, 1, 1), sharding.AXES, (AxisType.Auto,) * 3, devices=jax.devices()[:1]
-    )
-    with jax.set_mesh(one):
+    one = meshes.make(meshes.sizes("ddp", {}, 1), devices=jax.devices()[:1])
+    with sharding.layout(one).active():
         assert sharding.constrain(x_BTD, "batch", "length", "embed") is x_BTD
 
 
-def test_constrain_pins_activations_to_the_mesh(mesh):
-    x_BTF = np.arange(4 * 5 * 6.0, dtype=np.float32).reshape(4, 5, 6)
+@pytest.mark.parametrize("rows, entry", [(4, ("data", "fsdp")), (3, None)])
+def test_constrain_pins_the_dims_that_divide(rows, entry, layout):
+    shape = (rows, 5, 6)
+    x_BTF = np.arange(30.0 * rows, dtype=np.float32).reshape(shape)
 
     @jax.jit
     def pinned(x_BTF):
         return sharding.constrain(2 * x_BTF, "batch", "length", "mlp")
 
-    with jax.set_mesh(mesh):
+    with layout.active():
         y_BTF = pinned(x_BTF)
-    expected = PartitionSpec(("data", "fsdp"), None, "tensor")
-    assert y_BTF.sharding.is_equivalent_to(NamedSharding(mesh, expected), 3)
+    assert y_BTF.sharding.is_equivalent_to(layout.sharding(entry, None, "tensor"), 3)
     np.testing.assert_array_equal(y_BTF, 2 * x_BTF)
 
 
-def test_constrain_leaves_a_dim_that_does_not_divide_whole(mesh):
-    x_BTF = np.arange(3 * 5 * 6.0, dtype=np.float32).reshape(3, 5, 6)
+def test_each_device_is_given_its_own_part(in_pieces):
+    x_BF = np.arange(4 * 6.0, dtype=np.float32).reshape(4, 6)
+    bound = np.float32(0.5)
 
-    @jax.jit
-    def pinned(x_BTF):
-        return sharding.constrain(2 * x_BTF, "batch", "length", "mlp")
+    def part(x_bf, bound):
+        assert x_bf.shape == (1, 3)  # batch over data and context, mlp over tensor
+        others = jax.lax.ppermute(x_bf, "context", [(0, 1), (1, 0)])
+        return others + bound
 
-    with jax.set_mesh(mesh):
-        y_BTF = pinned(x_BTF)
-    expected = PartitionSpec(None, None, "tensor")
-    assert y_BTF.sharding.is_equivalent_to(NamedSharding(mesh, expected), 3)
-    np.testing.assert_array_equal(y_BTF, 2 * x_BTF)
+    with in_pieces.active():
+        do = sharding.per_device(part, (("batch", "mlp"), ()), ("batch", "mlp"))
+        found = jax.jit(do)(x_BF, bound)
+    np.testing.assert_array_equal(found, x_BF[[1, 0, 3, 2]] + bound)

@@ -46,17 +46,15 @@ def _mix(x):
 class TrainBatches(Sequence):
     """Batch `step` is rows step*B to (step+1)*B of the endless shuffled examples.
 
-    Each epoch is a fresh permutation of all windows. This process's share is the
-    `process`-th of `num_processes` equal parts of the rows; the global batch does not
-    depend on them.
+    Each epoch is a fresh permutation of all windows. `rows` are those of a batch that
+    are read here; the batch does not depend on who reads which.
     """
 
     windows: Windows
     batch_size: int
     seed: int
     num_steps: int
-    process: int = 0
-    num_processes: int = 1
+    rows: np.ndarray
 
     def __len__(self) -> int:
         return self.num_steps
@@ -67,16 +65,15 @@ class TrainBatches(Sequence):
         return self.windows.rows(self.indices(step))
 
     def indices(self, step: int) -> np.ndarray:
-        """Return the window indices of this process's rows of batch `step`."""
-        local = self.batch_size // self.num_processes
-        first = step * self.batch_size + self.process * local
-        examples = np.arange(first, first + local)
-        epochs, places = np.divmod(examples, len(self.windows))
-        chosen = np.empty(local, np.int64)
+        """Return the window indices of `rows` of batch `step`."""
+        epochs, places = np.divmod(
+            step * self.batch_size + self.rows, len(self.windows)
+        )
+        chosen = np.empty(len(self.rows), np.int64)
         for epoch in np.unique(epochs):
-            rows = epochs == epoch
-            chosen[rows] = permute(
-                places[rows], len(self.windows), self.seed, int(epoch)
+            here = epochs == epoch
+            chosen[here] = permute(
+                places[here], len(self.windows), self.seed, int(epoch)
             )
         return chosen
 
@@ -85,14 +82,14 @@ class TrainBatches(Sequence):
 class EvalBatches(Sequence):
     """Windows in order, each once; the last batch is filled up with padding rows.
 
-    `max_batches` > 0 takes that many batches, evenly spread over the windows.
+    `rows` are those of a batch that are read here; `max_batches` > 0 takes that many
+    batches, evenly spread over the windows.
     """
 
     windows: Windows
     batch_size: int
+    rows: np.ndarray
     max_batches: int = 0
-    process: int = 0
-    num_processes: int = 1
 
     def __len__(self) -> int:
         whole = -(-len(self.windows) // self.batch_size)
@@ -101,10 +98,8 @@ class EvalBatches(Sequence):
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        local = self.batch_size // self.num_processes
-        first = index * self.batch_size + self.process * local
         num_rows, num_windows = len(self) * self.batch_size, len(self.windows)
-        rows = np.arange(first, first + local)
+        rows = index * self.batch_size + self.rows
         rows = rows * max(num_rows, num_windows) // num_rows
         return self.windows.rows(np.where(rows < num_windows, rows, -1))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fm_jax.data import files
 from fm_jax.data.tokenizers import Tokenizer
 from fm_jax.errors import UserError
 
@@ -69,19 +70,24 @@ def find_or_build(
     *,
     identity: dict,
     say: Callable[[str], None],
+    may_build: bool = True,
 ) -> TokenStore:
     """Return the store of these documents, from the cache or built into it.
 
     Its name is a digest of the source's identity, the tokenizer and the format, so a
-    changed input is another store. Raises UserError on an empty corpus or a full disk.
+    changed input is another store. Raises UserError on an empty corpus or a full disk,
+    and on what is not there unless it may be built.
     """
     key = {"format": FORMAT, "source": identity, "tokenizer": tokenizer.fingerprint}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / "stores" / name
     if not (path / "header.json").exists():
-        say(f"Building a token store in {path}")
+        files.require(may_build, path)
         try:
-            _build(path, documents(), tokenizer, say)
+            with files.made_by_one(path):
+                if not (path / "header.json").exists():
+                    say(f"Building a token store in {path}")
+                    _build(path, documents(), tokenizer, say)
         except OSError as error:
             raise UserError(
                 f"data.cache_dir must be writable and have room; got {path} "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fm_jax.data import files
 from fm_jax.errors import UserError
 
 END = "<|endoftext|>"
@@ -184,8 +185,12 @@ def find_or_train_bpe(
     vocab_size: int,
     identity: dict,
     say: Callable[[str], None],
+    may_build: bool = True,
 ) -> JsonTokenizer:
-    """Return the BPE of these documents, from the cache or trained into it."""
+    """Return the BPE of these documents, from the cache or trained into it.
+
+    Raises UserError on one that is not there unless it may be built.
+    """
     import tokenizers
 
     key = {
@@ -197,13 +202,18 @@ def find_or_train_bpe(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / "tokenizers" / f"bpe-{vocab_size}-{name}.json"
     if not path.exists():
-        say(f"Training a BPE tokenizer of {vocab_size:,} ids on the train text")
-        trained = train_bpe(documents(), vocab_size=vocab_size)
+        files.require(may_build, path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.{os.getpid()}")
-            beside.write_text(trained.to_json(), encoding="utf-8")
-            os.replace(beside, path)
+            with files.made_by_one(path):
+                if not path.exists():
+                    say(
+                        f"Training a BPE tokenizer of {vocab_size:,} ids on the train "
+                        "text"
+                    )
+                    trained = train_bpe(documents(), vocab_size=vocab_size)
+                    beside = path.with_name(f".{path.name}.{os.getpid()}")
+                    beside.write_text(trained.to_json(), encoding="utf-8")
+                    os.replace(beside, path)
         except OSError as error:
             raise UserError(
                 f"data.cache_dir must be writable and have room; got {path} "

@@ -1,94 +1,16 @@
-"""Attention: who may see whom, the cache of keys and values, and the product itself.
-
-Legend beside the usual dims: M = G * T, the queries that share one key head.
-"""
-
-import math
+"""Self-attention as a module, and the cache of keys and values."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from fm_jax.models import flash, ring
+from fm_jax.models.attend import Labels, attend, num_chunks
 from fm_jax.models.config import ModelConfig
 from fm_jax.models.layers import Linear, Norm
 from fm_jax.models.positions import rotate
-from fm_jax.products import matmul
-
-BLOCK = 128  # queries at a time in training; keys after a block are never multiplied
-MASKED = -1e30  # finite, so that a row of padding gives an average and not a nan
-
-
-def attend(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mask_BTS: jax.Array,
-    *,
-    softcap: float,
-    dtype: jnp.dtype,
-    is_causal: bool,
-) -> jax.Array:
-    """Return softmax(q k^T / sqrt(H)) v under `mask_BTS`, as [B, T, N, H] float32.
-
-    Grouped queries: head n reads key head n // G. With `is_causal` the caller promises
-    that T == S and that no query sees a later slot; blocks of queries then skip the
-    keys that they cannot see.
-    """
-    length, head_dim = q_BTNH.shape[1], q_BTNH.shape[3]
-    q_BKGTH = _heads_first(q_BTNH, k_BSKH.shape[2]) / math.sqrt(head_dim)
-    k_BKHS = jnp.transpose(k_BSKH, (0, 2, 3, 1))
-    v_BKSH = jnp.transpose(v_BSKH, (0, 2, 1, 3))
-    block = BLOCK if is_causal and length % BLOCK == 0 else length
-    outs = []
-    for start in range(0, length, block):
-        stop = start + block
-        seen = stop if is_causal else k_BKHS.shape[3]
-        outs.append(
-            _attend_block(
-                q_BKGTH[:, :, :, start:stop],
-                k_BKHS[..., :seen],
-                v_BKSH[:, :, :seen],
-                mask_BTS[:, start:stop, :seen],
-                softcap,
-                dtype,
-            )
-        )
-    out_BKGTH = jnp.concatenate(outs, axis=3)
-    return jnp.transpose(out_BKGTH, (0, 3, 1, 2, 4)).reshape(q_BTNH.shape)
-
-
-def _heads_first(q_BTNH, num_kv_heads):
-    batch, length, num_heads, head_dim = q_BTNH.shape
-    groups = num_heads // num_kv_heads
-    q_BTKGH = q_BTNH.reshape(batch, length, num_kv_heads, groups, head_dim)
-    return jnp.transpose(q_BTKGH, (0, 2, 3, 1, 4))
-
-
-def _attend_block(q_BKGTH, k_BKHS, v_BKSH, mask_BTS, softcap, dtype):
-    batch, kv_heads, groups, length, head_dim = q_BKGTH.shape
-    q_BKMH = q_BKGTH.reshape(batch, kv_heads, groups * length, head_dim)
-    scores_BKMS = matmul(q_BKMH, k_BKHS, dtype)
-    if softcap:
-        scores_BKMS = softcap * jnp.tanh(scores_BKMS / softcap)
-    scores_BKGTS = scores_BKMS.reshape(batch, kv_heads, groups, length, -1)
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, MASKED)
-    probs_BKMS = jax.nn.softmax(scores_BKGTS, axis=-1).reshape(scores_BKMS.shape)
-    return matmul(probs_BKMS, v_BKSH, dtype).reshape(q_BKGTH.shape)
-
-
-def visible(
-    q_positions_BT: jax.Array,
-    k_positions_BS: jax.Array,
-    q_segments_BT: jax.Array,
-    k_segments_BS: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Return who may see whom within a document, and the distance back, [B, T, S].
-
-    A query sees the keys of its own segment at its own position or before.
-    """
-    back_BTS = q_positions_BT[:, :, None] - k_positions_BS[:, None, :]
-    same_BTS = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
-    return same_BTS & (back_BTS >= 0), back_BTS
+from fm_jax.sharding import num_pieces
 
 
 class Attention(nnx.Module):
@@ -119,34 +41,55 @@ class Attention(nnx.Module):
         self.qk_norm = config.qk_norm
         self.softcap = config.attention_softcap
         self.dtype = jnp.dtype(config.dtype)
+        self.recompute = config.remat != "none"
 
-    def __call__(self, x_BTD, *, angles, mask_BTS, cache):
+    def __call__(self, x_BTD, *, angles, queries: Labels, keys: Labels, window, cache):
         """Return the output and the updated `(k, v)` cache slices, or None.
 
-        cache: None in training, else `(k_BSKH, v_BSKH, slot)`, where the new keys and
-        values are written from `slot` on.
+        window: keys that a query sees, None for all. cache: None in training, else
+        `(k_BSKH, v_BSKH, slot)`, where the new keys and values are written from `slot`
+        on and `keys` labels all slots.
         """
         q_BTNH, k_BTKH, v_BTKH = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         if self.qk_norm:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         if angles is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, angles), rotate(k_BTKH, angles)
+        q_BTNH = checkpoint_name(q_BTNH, "query")
+        k_BTKH = checkpoint_name(k_BTKH, "key")
+        v_BTKH = checkpoint_name(v_BTKH, "value")
+        product = {"softcap": self.softcap, "dtype": self.dtype}
         kept = None
-        if cache is not None:
-            k_BSKH, v_BSKH, slot = cache
-            k_BTKH = _write(k_BSKH, k_BTKH, slot)
-            v_BTKH = _write(v_BSKH, v_BTKH, slot)
-            kept = (k_BTKH, v_BTKH)
-        out_BTNH = attend(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
-            mask_BTS,
-            softcap=self.softcap,
-            dtype=self.dtype,
-            is_causal=cache is None,
-        )
-        return self.out(out_BTNH.astype(x_BTD.dtype)), kept
+        if cache is None and num_pieces() > 1:
+            out_BTNH = ring.attend(
+                q_BTNH,
+                k_BTKH,
+                v_BTKH,
+                queries,
+                window,
+                num_pieces=num_pieces(),
+                **product,
+            )
+        elif cache is None and self.recompute and num_chunks(x_BTD.shape[1]) > 1:
+            out_BTNH = flash.attend(q_BTNH, k_BTKH, v_BTKH, queries, window, **product)
+        else:
+            if cache is not None:
+                k_BSKH, v_BSKH, slot = cache
+                k_BTKH = _write(k_BSKH, k_BTKH, slot)
+                v_BTKH = _write(v_BSKH, v_BTKH, slot)
+                kept = (k_BTKH, v_BTKH)
+            out_BTNH = attend(
+                q_BTNH,
+                k_BTKH,
+                v_BTKH,
+                queries,
+                keys,
+                window,
+                is_causal=cache is None,
+                **product,
+            )
+        out_BTNH = checkpoint_name(out_BTNH.astype(x_BTD.dtype), "mixed")
+        return self.out(out_BTNH), kept
 
 
 def _write(old_BS, new_BT, slot):

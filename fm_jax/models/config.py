@@ -11,8 +11,18 @@ CHOICES = {
     "activation": ("gelu", "relu2", "swiglu", "geglu"),
     "dtype": ("float32", "bfloat16"),
     "residual_dtype": ("float32", "bfloat16"),
-    "remat": ("none", "full", "dots", "names"),
+    "remat": ("none", "full", "dots", "names", "offload"),
 }
+# What the blocks name for remat: products that the backward pass can be spared.
+REMAT_NAMES = (
+    "query",
+    "key",
+    "value",
+    "mixed",
+    "attention_out",
+    "mlp_gate",
+    "mlp_up",
+)
 GATED = ("swiglu", "geglu")
 
 
@@ -51,6 +61,7 @@ class ModelConfig:
     dtype: str
     residual_dtype: str
     remat: str
+    remat_names: tuple[str, ...]
 
     def __post_init__(self):
         for field, known in CHOICES.items():
@@ -86,6 +97,9 @@ class ModelConfig:
                 "model.window_pattern must be made of L (local) and G (global); got "
                 f"{self.window_pattern!r}. Example: LLG."
             )
+        for name in self.remat_names:
+            if name not in REMAT_NAMES:
+                raise unknown("model.remat_names", name, REMAT_NAMES)
         if self.parallel_block and self.norm_position == "sandwich":
             raise UserError(
                 "model.norm_position must be 'pre' in a parallel block; got 'sandwich'."

@@ -8,15 +8,15 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from fm_jax.models import attention
+from fm_jax.models.attend import Labels
 from fm_jax.models.attention import Attention
 from fm_jax.models.config import ModelConfig
-from fm_jax.models.layers import MLP, Norm
+from fm_jax.models.layers import MLP, Norm, lookup
 from fm_jax.models.positions import rope_angles
 from fm_jax.products import matmul
 from fm_jax.sharding import constrain
 
 SEE_ALL = 1 << 30  # the window of a layer that has none
-KEPT_NAMES = ("attention_out", "mlp_out")
 
 
 class Block(nnx.Module):
@@ -36,7 +36,7 @@ class Block(nnx.Module):
         self.is_sandwich = config.norm_position == "sandwich"
 
         def norm():
-            return Norm(config.embed_dim, "embed", config)
+            return Norm(config.embed_dim, "embed_vector", config)
 
         self.attention_norm = norm()
         if not self.is_parallel:
@@ -49,12 +49,12 @@ class Block(nnx.Module):
         a_BTD, kept = self.attention(h_BTD, **context)
         if self.is_sandwich:
             a_BTD = self.attention_out_norm(a_BTD)
-        x_BTD = x_BTD + checkpoint_name(a_BTD, KEPT_NAMES[0])
+        x_BTD = x_BTD + checkpoint_name(a_BTD, "attention_out")
         m_BTD = self.mlp(h_BTD if self.is_parallel else self.mlp_norm(x_BTD))
         if self.is_sandwich:
             m_BTD = self.mlp_out_norm(m_BTD)
-        x_BTD = x_BTD + checkpoint_name(m_BTD, KEPT_NAMES[1])
-        return constrain(x_BTD, "batch", "length", "embed"), kept
+        x_BTD = x_BTD + m_BTD
+        return constrain(x_BTD, "batch", "length", None), kept
 
 
 class Decoder(nnx.Module):
@@ -73,7 +73,7 @@ class Decoder(nnx.Module):
         self.blocks = nnx.vmap(lambda r: Block(config, rngs=r), in_axes=0, out_axes=0)(
             rngs.split(config.num_layers)
         )
-        self.final_norm = Norm(config.embed_dim, "embed", config)
+        self.final_norm = Norm(config.embed_dim, "embed_vector", config)
         if not config.tied_embeddings:
             self.head = table(config.vocab_size, "vocab")
 
@@ -85,36 +85,37 @@ class Decoder(nnx.Module):
         returned.
         """
         config = self.config
-        # Gathered whole: rows cut over fsdp would be cut anew to follow the batch.
-        table_VD = constrain(self.embedding[...], "vocab", None)
-        x_BTD = table_VD[tokens_BT]
+        dtype = jnp.dtype(config.residual_dtype)
+        x_BTD = lookup(self.embedding[...], tokens_BT, "vocab", dtype)
         if config.positions == "learned":
-            x_BTD = x_BTD + self.position_embedding[...][positions_BT]
-        x_BTD = x_BTD.astype(config.residual_dtype)
-        x_BTD = constrain(x_BTD, "batch", "length", "embed")
+            table = self.position_embedding[...]
+            x_BTD = x_BTD + lookup(table, positions_BT, "positions", dtype)
+        x_BTD = constrain(x_BTD, "batch", "length", None)
         angles = None
         if config.positions == "rope":
             angles = rope_angles(positions_BT, config.head_dim, config.rope_theta)
 
         slot, layer_cache = None, None
-        k_positions_BS, k_segments_BS = positions_BT, segment_ids_BT
+        queries = keys = Labels(positions_BT, segment_ids_BT)
         if cache is not None:
             slot, layer_cache = cache["slot"], (cache["k"], cache["v"])
             cache = attention.claim_slots(cache, positions_BT, segment_ids_BT)
-            k_positions_BS, k_segments_BS = cache["positions"], cache["segments"]
-        seen_BTS, back_BTS = attention.visible(
-            positions_BT, k_positions_BS, segment_ids_BT, k_segments_BS
-        )
+            keys = Labels(cache["positions"], cache["segments"])
         is_windowed = any(config.windows())
         windows_L = jnp.array([w or SEE_ALL for w in config.windows()], jnp.int32)
 
         def body(x_BTD, layer):
             block, window, kv = layer
-            mask_BTS = seen_BTS & (back_BTS < window) if is_windowed else seen_BTS
-            kv = None if kv is None else (*kv, slot)
-            return block(x_BTD, angles=angles, mask_BTS=mask_BTS, cache=kv)
+            return block(
+                x_BTD,
+                angles=angles,
+                queries=queries,
+                keys=keys,
+                window=window if is_windowed else None,
+                cache=None if kv is None else (*kv, slot),
+            )
 
-        body = _remat(body, config.remat)
+        body = _remat(body, config.remat, config.remat_names)
         x_BTD, kv = jax.lax.scan(body, x_BTD, (self.blocks, windows_L, layer_cache))
         if cache is not None:
             cache = cache | {"k": kv[0], "v": kv[1]}
@@ -134,13 +135,19 @@ class Decoder(nnx.Module):
         return flat.reshape(*x_BTD.shape[:-1], config.vocab_size)
 
 
-def _remat(body, policy: str):
+def _remat(body, policy: str, names: tuple[str, ...]):
     """Wrap the scanned block so that its backward pass recomputes what is not kept."""
     policies = jax.checkpoint_policies
     kept = {
         "full": None,
         "dots": policies.dots_with_no_batch_dims_saveable,
-        "names": policies.save_only_these_names(*KEPT_NAMES),
+        "names": policies.save_only_these_names(*names),
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=list(names),
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
     }
     if policy == "none":
         return body

@@ -1,16 +1,50 @@
 """The parts of a block that see one token at a time: linear, norm, MLP."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from fm_jax.models.config import ModelConfig
 from fm_jax.products import matmul
+from fm_jax.sharding import constrain, num_parts, sum_parts
 
 # Logical axes are plain metadata here: fm_jax.sharding places the arrays, not flax.
 nnx.use_eager_sharding(False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def lookup(table: jax.Array, indices_BT: jax.Array, axis: str, dtype: jnp.dtype):
+    """Return the rows of `table` [rows, D] at `indices_BT`, [B, T, D] in `dtype`.
+
+    axis: the logical axis of the rows. Devices fetch whole rows, and each adds up the
+    gradient of its own tokens before they talk: left to the partitioner, all of them
+    would fetch everyone's activations.
+    """
+    return constrain(table.astype(dtype), axis, None)[indices_BT]
+
+
+def _lookup_forward(table, indices_BT, axis, dtype):
+    # An empty slice carries the table's shape and dtype to the backward pass.
+    return lookup(table, indices_BT, axis, dtype), (table[:, :0], indices_BT)
+
+
+def _lookup_backward(axis, dtype, kept, d_x_BTD):
+    del dtype
+    empty, indices_BT = kept
+    parts, dim = num_parts(len(indices_BT)), d_x_BTD.shape[-1]
+    indices_PR = indices_BT.reshape(parts, -1)
+    d_x_PRD = d_x_BTD.reshape(parts, -1, dim).astype(empty.dtype)
+    zero = jnp.zeros((parts, len(empty), dim), empty.dtype)
+    add = jax.vmap(lambda into, at, x: into.at[at].add(x))
+    d_table = constrain(add(zero, indices_PR, d_x_PRD), "batch", axis, None)
+    return sum_parts(d_table, axis), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 class Linear(nnx.Module):
@@ -26,7 +60,10 @@ class Linear(nnx.Module):
         kernel = std * jax.random.normal(rngs.params(), shape, jnp.float32)
         self.kernel = nnx.Param(kernel, axes=axes)
         if config.use_bias:
-            bias_axes = axes[len(in_shape) :]
+            bias_axes = tuple(
+                "embed_vector" if axis == "embed" else axis
+                for axis in axes[len(in_shape) :]
+            )
             self.bias = nnx.Param(jnp.zeros(out_shape, jnp.float32), axes=bias_axes)
         self.in_size, self.out_shape = math.prod(in_shape), tuple(out_shape)
         self.num_in = len(in_shape)
@@ -91,8 +128,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD):
         activate = ACTIVATIONS[self.activation]
+        up_BTF = checkpoint_name(self.up(x_BTD), "mlp_up")
         if self.is_gated:
-            h_BTF = activate(self.gate(x_BTD)) * self.up(x_BTD)
-        else:
-            h_BTF = activate(self.up(x_BTD))
-        return self.down(h_BTF)
+            gate_BTF = checkpoint_name(self.gate(x_BTD), "mlp_gate")
+            return self.down(activate(gate_BTF) * up_BTF)
+        return self.down(activate(up_BTF))

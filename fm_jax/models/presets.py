@@ -33,7 +33,8 @@ def _sizes(layers: int, embed: int, heads: int, kv_heads: int, mlp: int) -> dict
 
 
 # Sizes and the exact parameter counts that the tests hold them to: GPT-2 (Radford et
-# al., 2019, as released), Llama 3.2 1B and Llama 3 8B (arXiv 2407.21783, as released).
+# al., 2019, as released), Llama 3.2 1B, Llama 3 8B and 70B (arXiv 2407.21783, as
+# released).
 PRESETS: dict[str, dict] = {
     "gpt2-124m": _GPT2 | _sizes(12, 768, 12, 12, 3072),
     "gpt2-355m": _GPT2 | _sizes(24, 1024, 16, 16, 4096),
@@ -43,6 +44,7 @@ PRESETS: dict[str, dict] = {
     | _sizes(16, 2048, 32, 8, 8192)
     | {"head_dim": 64, "tied_embeddings": True},
     "llama3-8b": _LLAMA3 | _sizes(32, 4096, 32, 8, 14_336) | {"head_dim": 128},
+    "llama3-70b": _LLAMA3 | _sizes(80, 8192, 64, 8, 28_672) | {"head_dim": 128},
 }
 
 

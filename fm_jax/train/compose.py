@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from fm_jax import checkpoints, optimizers, sharding
+from fm_jax import checkpoints, meshes, optimizers, sharding
 from fm_jax import config as configs
+from fm_jax.accelerators import Chip
+from fm_jax.compiled import estimates
 from fm_jax.data import batches, sources, store, tokenizers
 from fm_jax.data.examples import Windows
 from fm_jax.data.tokenizers import Tokenizer
@@ -29,10 +30,13 @@ class Data:
     eval: Windows
 
 
-def open_data(config: configs.Config, say: Callable[[str], None]) -> Data:
+def open_data(
+    config: configs.Config, say: Callable[[str], None], *, may_build: bool = True
+) -> Data:
     """Return the data of a config, building what the cache does not have.
 
-    Raises UserError on data that cannot be trained on; see sources and store.
+    Raises UserError on data that cannot be trained on, see sources and store; also on
+    what is not in the cache, unless it may be built.
     """
     data = config.data
     cache = Path(data.cache_dir).expanduser()
@@ -49,7 +53,7 @@ def open_data(config: configs.Config, say: Callable[[str], None]) -> Data:
         on_bad_text=data.on_bad_text,
     )
     identities = {split: source.identity(split) for split in sources.SPLITS}
-    tokenizer = _tokenizer(data, cache, source, identities["train"], say)
+    tokenizer = _tokenizer(data, cache, source, identities["train"], say, may_build)
     windows = {}
     for split in sources.SPLITS:
         found = store.find_or_build(
@@ -58,12 +62,15 @@ def open_data(config: configs.Config, say: Callable[[str], None]) -> Data:
             tokenizer,
             identity=identities[split],
             say=say,
+            may_build=may_build,
         )
         windows[split] = Windows(found, tokenizer, data.max_length, data.mask_documents)
     return Data(tokenizer, windows["train"], windows["eval"])
 
 
-def _tokenizer(data, cache: Path, source, identity: dict, say) -> Tokenizer:
+def _tokenizer(
+    data, cache: Path, source, identity: dict, say, may_build: bool
+) -> Tokenizer:
     if data.tokenizer == "bytes":
         return tokenizers.ByteTokenizer()
     if data.tokenizer != "bpe":
@@ -76,6 +83,7 @@ def _tokenizer(data, cache: Path, source, identity: dict, say) -> Tokenizer:
         vocab_size=data.vocab_size,
         identity=identity,
         say=say,
+        may_build=may_build,
     )
 
 
@@ -99,7 +107,7 @@ class Parts:
     """Everything that a run is made of, nothing of it on a device yet."""
 
     config: configs.Config
-    mesh: Mesh
+    layout: sharding.Layout
     model: zoo.Model
     num_steps: int
     rate: Callable
@@ -108,7 +116,6 @@ class Parts:
     train_step: Callable
     eval_step: Callable
     abstract: steps.TrainState
-    batch_place: Any
 
     @property
     def tokens_per_step(self) -> int:
@@ -121,12 +128,8 @@ class Parts:
         return counts.flops_per_token(self.config.model, self.config.data.max_length)
 
     def put(self, batch: dict) -> dict:
-        """Return a host batch on the mesh."""
-        return sharding.put_batch(batch, self.batch_place)
-
-    def on_mesh(self):
-        """Return a context in which activations can name their logical axes."""
-        return jax.set_mesh(self.mesh)
+        """Return this process's rows of a training batch on the mesh."""
+        return sharding.put_batch(batch, self.config.train.batch_size, self.layout)
 
     def abstract_batch(self, rows: int) -> dict:
         """Return the shapes, dtypes and places of a batch of `rows` rows."""
@@ -142,10 +145,31 @@ class Parts:
         )
         return {
             name: jax.ShapeDtypeStruct(
-                (rows, length), kinds.get(name, "int32"), sharding=self.batch_place
+                (rows, length),
+                kinds.get(name, "int32"),
+                sharding=sharding.batch_sharding(self.layout),
             )
             for name in names
         }
+
+    def estimate(
+        self, compiled: jax.stages.Compiled, chip: Chip | None, **how
+    ) -> estimates.Estimate:
+        """Return what the compiled train step needs and how fast `chip` can do it.
+
+        how: what else `estimates.of_step` takes.
+        """
+        mesh = self.config.mesh
+        return estimates.of_step(
+            compiled,
+            state=self.abstract,
+            batch=self.abstract_batch(self.config.train.batch_size),
+            mesh=self.layout.mesh,
+            num_slices=mesh.dcn_data * mesh.dcn_fsdp,
+            chip=chip,
+            dtype=self.config.model.dtype,
+            **how,
+        )
 
     def state_parts(self, state: steps.TrainState) -> dict[str, Any]:
         """Return the state as a checkpoint's named parts."""
@@ -163,20 +187,34 @@ class Parts:
         )
 
 
-def open_mesh(config: configs.Config) -> Mesh:
-    """Return the mesh of a config; raises UserError when its batches do not divide."""
-    train = config.train
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-    sharding.check_batch(
-        train.batch_size // train.accumulation,
-        mesh,
-        "train.batch_size / train.accumulation",
+def open_layout(config: configs.Config, devices: list | None = None) -> sharding.Layout:
+    """Return the layout of a config over all devices, or over `devices`.
+
+    Raises UserError when the mesh does not match them or its batches do not divide.
+    """
+    mesh, train, length = config.mesh, config.train, config.data.max_length
+    devices = jax.devices() if devices is None else devices
+    given = {axis: getattr(mesh, axis) for axis in meshes.AXES}
+    found = meshes.make(
+        meshes.sizes(mesh.preset, given, len(devices)),
+        dcn={"data": mesh.dcn_data, "fsdp": mesh.dcn_fsdp},
+        devices=devices,
     )
-    sharding.check_batch(config.eval.batch_size, mesh, "eval.batch_size")
-    return mesh
+    layout = sharding.layout(found, mesh.rules)
+    for rows, thing in (
+        (
+            train.batch_size // train.accumulation,
+            "train.batch_size / train.accumulation",
+        ),
+        (config.eval.batch_size, "eval.batch_size"),
+    ):
+        sharding.check_batch(rows, length, layout, thing)
+    return layout
 
 
-def build(config: configs.Config, mesh: Mesh, *, corpus_tokens: int) -> Parts:
+def build(
+    config: configs.Config, layout: sharding.Layout, *, corpus_tokens: int
+) -> Parts:
     """Return the parts of a resolved config. Nothing is allocated or compiled.
 
     Raises UserError when mesh and model do not fit each other.
@@ -199,8 +237,8 @@ def build(config: configs.Config, mesh: Mesh, *, corpus_tokens: int) -> Parts:
     tx = optimizers.make(rate, mask, **optimizer)
     create = steps.create(model, tx, ema_decay=train.ema_decay)
     shapes = jax.eval_shape(create, jax.random.key(0))
-    places = steps.state_shardings(shapes, model, mesh)
-    whole = sharding.replicated(mesh)
+    places = steps.state_shardings(shapes, model, layout)
+    whole = layout.sharding()
     train_step = steps.make_train_step(
         model,
         tx,
@@ -212,7 +250,7 @@ def build(config: configs.Config, mesh: Mesh, *, corpus_tokens: int) -> Parts:
     )
     return Parts(
         config=config,
-        mesh=mesh,
+        layout=layout,
         model=model,
         num_steps=num_steps,
         rate=rate,
@@ -224,7 +262,6 @@ def build(config: configs.Config, mesh: Mesh, *, corpus_tokens: int) -> Parts:
             out_shardings=whole,
         ),
         abstract=checkpoints.abstract_of(shapes, places),
-        batch_place=sharding.batch_sharding(mesh),
     )
 
 
@@ -236,22 +273,25 @@ def train_batches(parts: Parts, data: Data, start: int) -> Iterator:
         config.train.batch_size,
         config.train.seed,
         parts.num_steps,
-        jax.process_index(),
-        jax.process_count(),
+        sharding.local_rows(config.train.batch_size, parts.layout),
     )
     return batches.prefetch(plan, start)
 
 
 def eval_batches(parts: Parts, data: Data, max_batches: int) -> Iterable:
     """Return the held-out batches, on the mesh one at a time."""
-    plan = batches.EvalBatches(
-        data.eval,
-        parts.config.eval.batch_size,
-        max_batches,
-        jax.process_index(),
-        jax.process_count(),
+    return held_out(
+        data.eval, parts.config.eval.batch_size, parts.layout, max_batches=max_batches
     )
-    return (parts.put(batch) for batch in batches.prefetch(plan))
+
+
+def held_out(
+    windows: Windows, rows: int, layout: sharding.Layout, *, max_batches: int = 0
+) -> Iterable:
+    """Return batches of held-out windows, on the mesh one at a time."""
+    held = sharding.local_rows(rows, layout)
+    plan = batches.EvalBatches(windows, rows, held, max_batches)
+    return (sharding.put_batch(b, rows, layout) for b in batches.prefetch(plan))
 
 
 def use_compile_cache(folder: str) -> None:

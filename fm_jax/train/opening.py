@@ -41,6 +41,15 @@ def earlier_record(run: Run, raw: dict) -> dict | None:
     return record
 
 
+def identity(raw: dict, workdir: Path) -> dict[str, object]:
+    """Return what must be the same in all processes of one run."""
+    return configfile.flat(raw) | {
+        "--workdir": str(workdir.absolute()),
+        "commit": machine.git_state().get("commit", ""),
+        **{f"version of {name}": v for name, v in machine.versions().items()},
+    }
+
+
 def data_record(data: Data) -> dict[str, str]:
     """Return digests of the tokenizer and of both splits' text."""
     return {
@@ -94,7 +103,7 @@ def record(parts: Parts, data: Data, command: list[str], earlier: dict | None) -
         "git": machine.git_state(),
         "versions": machine.versions(),
         "devices": [str(device) for device in jax.devices()],
-        "mesh": dict(parts.mesh.shape),
+        "mesh": dict(parts.layout.mesh.shape),
     }
     if earlier:
         start["changed"] = configfile.difference(earlier["config"], raw)
@@ -131,7 +140,7 @@ def plan(parts: Parts, data: Data, run: Run) -> list[str]:
         f"({tokens / corpus:.2f} epochs, {tokens / params.total:.2f} per parameter), "
         f"{tokens * parts.flops_per_token:.2e} FLOPs",
         f"memory  {size_bytes(parts.abstract) / 1e6:,.0f} MB of parameters and "
-        f"optimizer, over mesh {dict(parts.mesh.shape)}",
+        f"optimizer, over mesh {dict(parts.layout.mesh.shape)}",
         f"run     {run.path}",
     ]
 

@@ -11,9 +11,9 @@ class Progress:
     and at least every 20 seconds.
     """
 
-    def __init__(self, num_steps: int, start: int):
-        self.num_steps, self.start = num_steps, start
-        self.is_terminal = sys.stderr.isatty()
+    def __init__(self, num_steps: int, start: int, *, is_shown: bool):
+        self.num_steps, self.start, self.is_shown = num_steps, start, is_shown
+        self.is_terminal = is_shown and sys.stderr.isatty()
         self._bar = self._task = None
         self._last_print, self._last_tenth = time.monotonic(), -1
         if self.is_terminal:
@@ -51,7 +51,7 @@ class Progress:
         """Print a line without tearing the bar."""
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
-        else:
+        elif self.is_shown:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 import jax
 
 from fm_jax import config as configs
-from fm_jax import configfile, sharding
+from fm_jax import configfile, meshes, sharding
 from fm_jax.checkpoints import Checkpoints, abstract_of
 from fm_jax.data import tokenizers
-from fm_jax.data.batches import EvalBatches, prefetch
 from fm_jax.data.tokenizers import Tokenizer
 from fm_jax.errors import UserError
 from fm_jax.evaluation import likelihood
@@ -51,9 +50,9 @@ def load(path: Path, step: str = "latest") -> Restored:
     compose.use_compile_cache(config.train.compile_cache)
     model = zoo.build(config.model)
     # The run's own mesh may not exist here: every device gets a whole copy.
-    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-    places = sharding.tree_shardings(model.axes, model.abstract, mesh)
-    with jax.set_mesh(mesh):
+    layout = _copies()
+    places = sharding.tree_shardings(model.axes, model.abstract, layout)
+    with layout.active():
         saved = Checkpoints(run.checkpoints)
         chosen = _choose(saved, step, path)
         part = "ema" if record["config"]["train"]["ema_decay"] else "params"
@@ -74,17 +73,21 @@ def evaluate(path: Path, step: str = "latest") -> dict[str, float]:
             f"the held-out text must be what {path} was trained with; got "
             "another. Restore the files."
         )
-    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
-    place = sharding.batch_sharding(mesh)
-    rows = -(-held.config.eval.batch_size // mesh.size) * mesh.size
-    batches = prefetch(EvalBatches(data.eval, rows))
+    layout = _copies()
+    count = layout.mesh.size
+    rows = -(-held.config.eval.batch_size // count) * count
     loss_chunk = held.config.train.loss_chunk
-    with jax.set_mesh(mesh):
+    with layout.active():
         return likelihood.evaluate(
             jax.jit(make_eval_step(held.model, loss_chunk=loss_chunk)),
             held.params,
-            (sharding.put_batch(batch, place) for batch in batches),
+            compose.held_out(data.eval, rows, layout),
         )
+
+
+def _copies() -> sharding.Layout:
+    """Return the layout in which every device has whole weights and its own rows."""
+    return sharding.layout(meshes.make(meshes.sizes("ddp", {}, jax.device_count())))
 
 
 def _choose(saved: Checkpoints, step: str, path: Path) -> int:

@@ -8,12 +8,14 @@ from pathlib import Path
 import jax
 
 from fm_jax import config as configs
-from fm_jax import generation, machine, metrics, report
+from fm_jax import machine, metrics, report
 from fm_jax.checkpoints import Checkpoints, size_bytes
-from fm_jax.errors import UserError
+from fm_jax.cluster import together
+from fm_jax.compiled import estimates
+from fm_jax.errors import OutOfMemoryError, UserError
 from fm_jax.evaluation import likelihood
 from fm_jax.runs import Run
-from fm_jax.train import compose, loop, opening
+from fm_jax.train import closing, compose, loop, opening
 from fm_jax.train.compose import Data, Parts
 from fm_jax.train.progress import Progress
 from fm_jax.train.step import TrainState
@@ -24,44 +26,55 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
 
     Raises UserError for what the user can mend, before a device is touched where that
     can be; DivergedError when the loss is no longer finite. Once the run has begun, the
-    reason is left in its folder.
+    reason is left in its folder. All processes of a cluster call this; process 0 alone
+    writes the folder, apart from checkpoints, which all write together.
     """
-    run = Run(workdir)
+    run = Run(workdir, writes=together.is_main())
     clock = metrics.Clock()
     startup = {"import": machine.seconds_since_start()}
-    earlier = opening.earlier_record(run, config.raw)
     with clock.phase("devices"):
         compose.use_compile_cache(config.train.compile_cache)
         compiles = metrics.CompileWatch()
-        mesh = compose.open_mesh(config)
+        together.agree("the config", opening.identity(config.raw, workdir))
+        together.shares_folder(workdir)
+    earlier = together.on_main(lambda: opening.earlier_record(run, config.raw))
+    with clock.phase("devices"):
+        layout = compose.open_layout(config)
     with clock.phase("prepare_data"):
         data = compose.open_data(config, _print)
+        together.agree("the data", opening.data_record(data))
     if earlier is not None:
         opening.refuse_other_data(run, earlier["data"], opening.data_record(data))
     config = compose.resolve(config, data.tokenizer)
-    parts = compose.build(config, mesh, corpus_tokens=len(data.train.store) - 1)
-    if run.done_step() == parts.num_steps:
+    parts = compose.build(config, layout, corpus_tokens=len(data.train.store) - 1)
+    if together.on_main(run.done_step) == parts.num_steps:
         _print(
             f"This run is done: {run.path}. Choose another --workdir for a new one, or "
             "raise its duration to go on."
         )
         return run
     opening.refuse_shorter(run, parts.num_steps)
-    opening.require_room(run.path, size_bytes(parts.abstract))
+    together.on_main(lambda: opening.require_room(run.path, size_bytes(parts.abstract)))
     record = opening.record(parts, data, command, earlier)
 
-    with run.held():
+    with contextlib.ExitStack() as stack:
+        together.on_main(lambda: stack.enter_context(run.held()))
         run.begin()
+        trainer = _Trainer(run, parts, data, clock, startup, compiles)
         try:
             run.write_config(record)
             run.write("tokenizer.json", data.tokenizer.to_json())
-            trainer = _Trainer(run, parts, data, clock, startup, compiles)
-            with parts.on_mesh():
+            with parts.layout.active():
                 trainer.train(goes_on=earlier is not None)
         except BaseException as error:
+            if estimates.is_out_of_memory(error):
+                error = OutOfMemoryError(
+                    closing.memory_table(error, parts, trainer.step_fn)
+                )
             with contextlib.suppress(UserError):
-                run.write("FAILED", f"{type(error).__name__}: {error}\n")
-            raise
+                if not run.done_step():
+                    run.write("FAILED", f"{type(error).__name__}: {error}\n")
+            raise error
     return run
 
 
@@ -81,6 +94,8 @@ class _Trainer:
         self.config = parts.config
         self.clock, self.startup, self.compiles = clock, startup, compiles
         self.rate = loop.Rate()
+        self.held_before = machine.memory_bytes()
+        self.step_fn = None
         self.progress: Progress | None = None
 
     def train(self, *, goes_on: bool) -> None:
@@ -99,7 +114,7 @@ class _Trainer:
             stack.callback(saved.close)
             state, start = self._first_state(saved, goes_on)
             with self.clock.phase("compile"):
-                step_fn = parts.train_step.lower(
+                self.step_fn = parts.train_step.lower(
                     parts.abstract, parts.abstract_batch(config.train.batch_size)
                 ).compile()
             with self.clock.phase("measure"):
@@ -108,11 +123,11 @@ class _Trainer:
                 f"{self.compiles.line()}; machine peak {self.peak / 1e9:,.0f} GFLOP/s "
                 f"({source}, {config.model.dtype})"
             )
-            self.progress = Progress(parts.num_steps, start)
+            self.progress = Progress(parts.num_steps, start, is_shown=self.run.writes)
             stack.callback(self.progress.close)
             state = loop.run(
                 state,
-                step_fn,
+                self.step_fn,
                 compose.train_batches(parts, self.data, start),
                 parts.put,
                 start=start,
@@ -132,7 +147,7 @@ class _Trainer:
         self._finish(final)
 
     def _first_state(self, saved: Checkpoints, goes_on: bool) -> tuple[TrainState, int]:
-        found = saved.steps() if goes_on else []
+        found = together.on_main(saved.steps) if goes_on else []
         step = found[-1] if found else 0
         self.run.rewind(step)
         if found:
@@ -221,31 +236,14 @@ class _Trainer:
     # ---- the end
 
     def _sample(self, state: TrainState) -> None:
-        sample, tokenizer = self.config.sample, self.data.tokenizer
-        prompt = [tokenizer.end_id, *tokenizer.encode_batch([sample.prompt])[0]]
-        num_tokens, model = sample.num_tokens, self.config.model
-        if model.positions == "learned":
-            num_tokens = min(num_tokens, model.max_length - len(prompt))
-        if num_tokens < 1:
-            return
         with self.clock.phase("sample"):
-            found = generation.generate(
-                self.parts.model,
-                state.weights(),
-                [[int(i) for i in prompt]] * sample.num_samples,
-                num_tokens=num_tokens,
-                end_id=tokenizer.end_id,
-                temperature=sample.temperature,
-                top_k=sample.top_k,
-                top_p=sample.top_p,
-                seed=self.config.train.seed,
-            )
-        for ids in found:
-            text = sample.prompt + tokenizer.decode(ids)
+            texts = closing.samples(self.parts, self.data, state)
+        for text in texts:
             self.run.append(
                 {"step": self.parts.num_steps, "text": text}, "samples.jsonl"
             )
-            _print(f"\n--- a sample, going on from {sample.prompt!r}:\n{text}\n---\n")
+            prompt = self.config.sample.prompt
+            _print(f"\n--- a sample, going on from {prompt!r}:\n{text}\n---\n")
 
     def _finish(self, final: dict[str, float]) -> None:
         run, held_out = self.run, self.data.eval.store
@@ -258,7 +256,11 @@ class _Trainer:
         if speeds:
             median = statistics.median(speeds)
             mfu = median * self.parts.flops_per_token / self.peak
-            speed = {"perf/median_tokens_per_second": median, "perf/median_mfu": mfu}
+            speed = {
+                "perf/median_tokens_per_second": median,
+                "perf/median_mfu": mfu,
+                "perf/median_step_seconds": self.parts.tokens_per_step / median,
+            }
             self._say(
                 f"median {median:,.0f} tokens/s, MFU {mfu:.1%} of "
                 f"{self.peak / 1e9:,.0f} GFLOP/s; peak host memory "
@@ -286,7 +288,11 @@ class _Trainer:
             f"{gzip_bits:.4f} by gzip -9"
         )
         run.write("DONE", f"{self.parts.num_steps}\n")
-        report.write([run.path], run.path / "report.html")
+        predicted = closing.predicted(
+            self.parts, self.step_fn, self.peak, self.held_before
+        )
+        run.append({"step": self.parts.num_steps, **predicted})
+        together.on_main(lambda: report.write([run.path], run.path / "report.html"))
         _print(
             f"run folder: {run.path}\n"
             "next:\n"
@@ -301,4 +307,5 @@ class _Trainer:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if together.is_main():
+        print(line, file=sys.stderr, flush=True)

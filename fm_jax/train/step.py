@@ -43,10 +43,12 @@ def create(
     return init
 
 
-def state_shardings(abstract: TrainState, model: Model, mesh) -> TrainState:
+def state_shardings(
+    abstract: TrainState, model: Model, layout: sharding.Layout
+) -> TrainState:
     """Return where each leaf of the state lives: all by the params' logical axes."""
-    params = sharding.tree_shardings(model.axes, model.abstract, mesh)
-    whole = sharding.replicated(mesh)
+    params = sharding.tree_shardings(model.axes, model.abstract, layout)
+    whole = layout.sharding()
     return TrainState(
         step=whole,
         params=params,
@@ -62,6 +64,7 @@ def loss_sums(model: Model, *, z_loss: float, loss_chunk: int) -> Callable:
     config = model.config
 
     def sums_of(params, batch):
+        batch = sharding.cut_rows(batch)
         x_BTD, _ = model.hidden(
             params, batch["tokens"], batch["positions"], batch["segment_ids"]
         )
@@ -139,7 +142,7 @@ def _accumulated(grad_of, params, batch, accumulation):
 
     def body(carry, micro):
         micro = {
-            name: sharding.constrain(x, "batch", *[None] * (x.ndim - 1))
+            name: sharding.constrain(x, "rows", *[None] * (x.ndim - 1))
             for name, x in micro.items()
         }
         (_, sums), grads = grad_of(params, micro)

@@ -45,6 +45,15 @@ def all_indices(plan, start=0):
     return np.concatenate([plan[step]["index"] for step in range(start, len(plan))])
 
 
+def train_plan(windows, batch_size, seed, num_steps):
+    """Return the plan of whoever reads all the rows of a batch."""
+    return TrainBatches(windows, batch_size, seed, num_steps, np.arange(batch_size))
+
+
+def eval_plan(windows, batch_size, max_batches=0):
+    return EvalBatches(windows, batch_size, np.arange(batch_size), max_batches)
+
+
 def assert_same(one, two):
     assert one.keys() == two.keys()
     for key in one:
@@ -143,24 +152,24 @@ def test_permute_takes_memory_for_the_indices_and_not_the_size():
 # Training batches.
 
 
-@pytest.mark.parametrize("num_processes", [1, 2, 4])
-def test_processes_together_have_the_batch_of_one(windows, num_processes):
-    whole = TrainBatches(windows, 12, 3, 10)
+# What a reader may hold of twelve rows: all, a part, one, and such as do not touch.
+ROWS = [range(12), range(6, 12), [5], [0, 1, 2, 6, 7, 8], [11, 0]]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_reader_gets_its_rows_of_the_batch_of_all(windows, rows):
+    whole = train_plan(windows, 12, 3, 10)
+    plan = TrainBatches(windows, 12, 3, 10, np.array(rows))
     for step in range(10):
-        parts = [
-            TrainBatches(windows, 12, 3, 10, process, num_processes)[step]
-            for process in range(num_processes)
-        ]
-        assert all(len(part["tokens"]) == 12 // num_processes for part in parts)
-        joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-        assert_same(joined, whole[step])
+        expected = {name: x[np.array(rows)] for name, x in whole[step].items()}
+        assert_same(plan[step], expected)
         assert_same(whole[step], windows.rows(whole.indices(step)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 30])
 def test_each_epoch_has_each_window_once(batch_size):
     size = 23
-    plan = TrainBatches(Indices(size), batch_size, 5, 200)
+    plan = train_plan(Indices(size), batch_size, 5, 200)
     taken = all_indices(plan)
     for epoch in range(len(taken) // size):
         once = taken[epoch * size : (epoch + 1) * size]
@@ -169,31 +178,31 @@ def test_each_epoch_has_each_window_once(batch_size):
 
 
 def test_a_batch_across_two_epochs_ends_one_and_begins_the_next():
-    plan = TrainBatches(Indices(10), 4, 0, 5)
+    plan = train_plan(Indices(10), 4, 0, 5)
     # The golden orders of ten, above.
     assert plan[2]["index"].tolist() == [6, 3, 0, 9]
     assert plan[3]["index"].tolist() == [7, 1, 8, 4]
 
 
 def test_a_batch_larger_than_the_corpus_takes_whole_epochs():
-    plan = TrainBatches(Indices(3), 10, 0, 2)
+    plan = train_plan(Indices(3), 10, 0, 2)
     counts = collections.Counter(all_indices(plan).tolist())
     assert sorted(counts.values()) == [6, 7, 7]
 
 
 def test_steps_do_not_depend_on_how_many_there_are_or_on_the_batch_size():
-    small = all_indices(TrainBatches(Indices(23), 3, 8, 40))
-    large = all_indices(TrainBatches(Indices(23), 12, 8, 10))
+    small = all_indices(train_plan(Indices(23), 3, 8, 40))
+    large = all_indices(train_plan(Indices(23), 12, 8, 10))
     np.testing.assert_array_equal(small, large)
 
 
 def test_another_seed_gives_other_batches():
-    one, two = (all_indices(TrainBatches(Indices(23), 5, s, 10)) for s in (0, 1))
+    one, two = (all_indices(train_plan(Indices(23), 5, s, 10)) for s in (0, 1))
     assert np.any(one != two)
 
 
 def test_steps_beyond_the_last_are_refused(windows):
-    plan = TrainBatches(windows, 4, 0, 6)
+    plan = train_plan(windows, 4, 0, 6)
     assert len(plan) == 6
     assert len(list(plan)) == 6
     for step in (-1, 6):
@@ -207,7 +216,7 @@ def test_steps_beyond_the_last_are_refused(windows):
 @pytest.mark.parametrize("num_windows", [1, 8, 23, 24, 25])
 @pytest.mark.parametrize("batch_size", [1, 4, 6])
 def test_evaluation_has_each_window_once_and_in_order(num_windows, batch_size):
-    plan = EvalBatches(Indices(num_windows), batch_size)
+    plan = eval_plan(Indices(num_windows), batch_size)
     taken = all_indices(plan)
     assert taken[taken >= 0].tolist() == list(range(num_windows))
     assert len(taken) == len(plan) * batch_size < num_windows + batch_size
@@ -215,25 +224,21 @@ def test_evaluation_has_each_window_once_and_in_order(num_windows, batch_size):
     assert np.all(taken[num_windows:] == -1)
 
 
-@pytest.mark.parametrize("num_processes", [1, 2, 4])
-@pytest.mark.parametrize("max_batches", [0, 2])
-def test_processes_together_evaluate_the_batch_of_one(
-    windows, max_batches, num_processes
-):
-    whole = EvalBatches(windows, 8, max_batches)
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("max_batches", [0, 1])
+def test_a_reader_evaluates_its_rows_of_the_batch_of_all(windows, max_batches, rows):
+    whole = eval_plan(windows, 12, max_batches)
+    plan = EvalBatches(windows, 12, np.array(rows), max_batches)
+    assert len(plan) == len(whole) == (max_batches or 2)
     for index in range(len(whole)):
-        parts = [
-            EvalBatches(windows, 8, max_batches, process, num_processes)[index]
-            for process in range(num_processes)
-        ]
-        joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-        assert_same(joined, whole[index])
+        expected = {name: x[np.array(rows)] for name, x in whole[index].items()}
+        assert_same(plan[index], expected)
 
 
 @pytest.mark.parametrize("num_windows", [31, 59, 60, 61, 97, 1000])
 @pytest.mark.parametrize(("batch_size", "max_batches"), [(1, 30), (6, 5), (10, 3)])
 def test_max_batches_are_full_and_evenly_spread(num_windows, batch_size, max_batches):
-    plan = EvalBatches(Indices(num_windows), batch_size, max_batches)
+    plan = eval_plan(Indices(num_windows), batch_size, max_batches)
     assert len(plan) == max_batches
     taken = all_indices(plan)
     gaps = np.diff(np.append(taken, num_windows + taken[0]))
@@ -243,13 +248,13 @@ def test_max_batches_are_full_and_evenly_spread(num_windows, batch_size, max_bat
 
 
 def test_more_batches_than_there_are_is_all_of_them():
-    plan = EvalBatches(Indices(23), 4, 100)
+    plan = eval_plan(Indices(23), 4, 100)
     assert len(plan) == 6
     assert all_indices(plan).tolist() == [*range(23), -1]
 
 
 def test_held_out_targets_are_each_counted_once(windows):
-    plan = EvalBatches(windows, 4)
+    plan = eval_plan(windows, 4)
     total = sum(batch["loss_weights"].sum() for batch in plan)
     assert total == len(windows.store) - 1
     size = sum(batch["target_bytes"].sum() for batch in plan)
@@ -257,7 +262,7 @@ def test_held_out_targets_are_each_counted_once(windows):
 
 
 def test_evaluation_beyond_the_last_batch_is_refused():
-    plan = EvalBatches(Indices(23), 4)
+    plan = eval_plan(Indices(23), 4)
     for index in (-1, 6):
         with pytest.raises(IndexError):
             plan[index]
@@ -268,7 +273,7 @@ def test_evaluation_beyond_the_last_batch_is_refused():
 
 @pytest.mark.parametrize("start", [0, 1, 17, 39, 40])
 def test_reading_ahead_gives_the_batches_of_the_plan_from_any_start(windows, start):
-    plan = TrainBatches(windows, 5, 3, 40)
+    plan = train_plan(windows, 5, 3, 40)
     read = list(batches.prefetch(plan, start))
     assert len(read) == 40 - start
     for step, batch in enumerate(read, start):
@@ -276,7 +281,7 @@ def test_reading_ahead_gives_the_batches_of_the_plan_from_any_start(windows, sta
 
 
 def test_reading_ahead_keeps_the_order_of_evaluation(windows):
-    plan = EvalBatches(windows, 3)
+    plan = eval_plan(windows, 3)
     for batch, expected in zip(batches.prefetch(plan), plan, strict=True):
         assert_same(batch, expected)
 
@@ -289,4 +294,4 @@ def test_an_error_while_reading_ahead_comes_out(windows):
             return super().__getitem__(step)
 
     with pytest.raises(Exception, match="the disk has gone"):
-        list(batches.prefetch(Broken(windows, 5, 3, 6)))
+        list(batches.prefetch(Broken(windows, 5, 3, 6, np.arange(5))))

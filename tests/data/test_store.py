@@ -65,7 +65,8 @@ def stream_of(texts):
 
 
 def left_in(cache):
-    return sorted(path.name for path in (cache / "stores").iterdir())
+    names = (path.name for path in (cache / "stores").iterdir())
+    return sorted(name for name in names if not name.endswith(".lock"))
 
 
 # Layout.
@@ -449,3 +450,71 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(texts, tmp_path
     assert done.stdout.endswith(". Free space or set --config.data.cache_dir.")
     assert "(File too large)" in done.stdout
     assert left_in(tmp_path) == []
+
+
+# Several processes.
+
+
+# Reads its documents, once it has said so, for as long as the other has not asked.
+BUILDER = """
+    import pathlib, sys, time
+    from fm_jax.data import store, tokenizers
+    name, cache = sys.argv[1], pathlib.Path(sys.argv[2])
+    def documents():
+        print("reads", flush=True)
+        while not (cache / "asked").exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        yield name
+    if name == "second":
+        (cache / "asked").touch()
+    built = store.find_or_build(
+        cache,
+        documents,
+        tokenizers.ByteTokenizer(),
+        identity={"split": "train"},
+        say=print,
+    )
+    print(bytes(built.read(1, len(built) - 1).astype("u1")).decode())
+"""
+
+
+def test_of_two_processes_one_builds_and_the_other_finds(tmp_path):
+    def start(name):
+        command = [sys.executable, "-B", "-c", textwrap.dedent(BUILDER)]
+        return subprocess.Popen(
+            [*command, name, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+
+    with start("first") as first:
+        said = [first.stdout.readline(), first.stdout.readline()]
+        with start("second") as second:
+            found, _ = second.communicate(timeout=60)
+        said += first.communicate(timeout=60)[0].splitlines(keepends=True)
+    (name,) = [name for name in left_in(tmp_path) if name != "asked"]
+    built = "  1 documents, 5 bytes, 7 tokens\n"
+    line = f"Building a token store in {tmp_path / 'stores' / name}\n"
+    assert sorted(said) == sorted([line, "reads\n", built, "first\n"])
+    assert found == "first\n"
+
+
+def test_a_store_that_may_not_be_built_is_refused_and_nothing_is_made(tmp_path):
+    def find():
+        return store.find_or_build(
+            tmp_path / "cache",
+            lambda: iter(TEXTS),
+            BYTES,
+            identity={"split": "train", "name": "a"},
+            say=said.append,
+            may_build=False,
+        )
+
+    said = []
+    text = refusal(find)
+    assert text.startswith(f"{tmp_path}/cache/stores/")
+    assert text.endswith(" must be prepared; got nothing there. fm train does.")
+    assert list(tmp_path.iterdir()) == []
+    built = build(tmp_path / "cache", TEXTS)
+    assert find().path == built.path
+    assert text.startswith(f"{built.path} ")
+    assert said == []

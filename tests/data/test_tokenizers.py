@@ -1,6 +1,8 @@
 """Tests of text to ids and back: exact round trips, bytes of ids, BPE, other files."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -214,7 +216,7 @@ def test_bpe_is_trained_once_and_then_found(tmp_path):
     find(vocab_size=301)
     find(files="b")
     assert len(calls) == 3
-    files = [path.name for path in (tmp_path / "tokenizers").iterdir()]
+    files = [path.name for path in (tmp_path / "tokenizers").glob("*.json")]
     assert len(files) == 3
     assert all(name.startswith("bpe-30") for name in files)
 
@@ -234,6 +236,64 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
         f"{tmp_path}/cache/tokenizers/bpe-257-"
     )
     assert text.endswith(".json (Not a directory).")
+
+
+# Reads its documents, once it has said so, for as long as the other has not asked.
+TRAINER = """
+import pathlib, sys, time
+from fm_jax.data import tokenizers
+name, cache = sys.argv[1], pathlib.Path(sys.argv[2])
+def documents():
+    print("reads", flush=True)
+    while not (cache / "asked").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    return [f"{name} " * 50]
+if name == "second":
+    (cache / "asked").touch()
+found = tokenizers.find_or_train_bpe(
+    cache, documents, vocab_size=262, identity={}, say=print
+)
+print(repr(found.decode([261])))
+"""
+
+
+def test_of_two_processes_one_trains_and_the_other_finds(tmp_path):
+    def start(name):
+        command = [sys.executable, "-c", TRAINER, name, str(tmp_path)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    with start("first") as first:
+        said = [first.stdout.readline(), first.stdout.readline()]
+        with start("second") as second:
+            found, _ = second.communicate(timeout=60)
+        said += first.communicate(timeout=60)[0].splitlines(keepends=True)
+    whole = tokenizers.train_bpe(["first " * 50], vocab_size=262).decode([261])
+    assert "irst" in whole
+    line = "Training a BPE tokenizer of 262 ids on the train text\n"
+    assert sorted(said) == sorted([line, "reads\n", f"{whole!r}\n"])
+    assert found == f"{whole!r}\n"
+
+
+def test_a_bpe_that_may_not_be_trained_is_refused_and_nothing_is_made(tmp_path):
+    def find(may_build):
+        return tokenizers.find_or_train_bpe(
+            tmp_path / "cache",
+            lambda: CORPUS,
+            vocab_size=300,
+            identity={},
+            say=said.append,
+            may_build=may_build,
+        )
+
+    said = []
+    text = refusal(find, False)
+    assert text.startswith(f"{tmp_path}/cache/tokenizers/bpe-300-")
+    assert text.endswith(".json must be prepared; got nothing there. fm train does.")
+    assert list(tmp_path.iterdir()) == []
+    assert said == []
+    assert find(True).fingerprint == find(False).fingerprint == BPE.fingerprint
+    assert len(said) == 1
 
 
 # Tokenizers from files.

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from fm_jax.errors import UserError
-from fm_jax.models.config import CHOICES
+from fm_jax.models.config import CHOICES, REMAT_NAMES
 
 
 @pytest.mark.parametrize("field", CHOICES)
@@ -18,6 +18,17 @@ def test_unknown_choices_are_refused_with_the_known_ones(field, model_config):
         f"model.{field} must be one of the known names; got 'fourier'. "
     )
     assert text.endswith("Known: " + ", ".join(sorted(CHOICES[field])))
+
+
+def test_unknown_names_for_remat_are_refused_and_all_known_ones_taken(model_config):
+    with pytest.raises(UserError) as error:
+        model_config(remat_names=("query", "mlp_gat"))
+    assert str(error.value) == (
+        "model.remat_names must be one of the known names; got 'mlp_gat'. "
+        "Did you mean 'mlp_gate'? Known: mlp_gate, mlp_up, attention_out, "
+        "key, mixed, query, value"
+    )
+    assert model_config(remat_names=REMAT_NAMES).remat_names == REMAT_NAMES
 
 
 def test_a_misspelt_choice_gets_the_nearest_one_first(model_config):

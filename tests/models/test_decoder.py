@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fm_jax import sharding
+from fm_jax import meshes, sharding
 from fm_jax.models import zoo
-from fm_jax.models.config import CHOICES
+from fm_jax.models.attend import BLOCK, Labels
+from fm_jax.models.config import CHOICES, REMAT_NAMES
 from fm_jax.models.decoder import Decoder
 from fm_jax.models.positions import rope_angles
 from tests.models import reference
@@ -235,10 +236,23 @@ def test_gradients_equal_finite_differences_of_the_reference(gradients, random_p
         )
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", "names"])
-def test_remat_does_not_change_gradients(remat, gradients):
+@pytest.mark.parametrize(
+    "remat, names",
+    [
+        ("full", ()),
+        ("dots", ()),
+        *[("names", (name,)) for name in REMAT_NAMES],
+        ("names", REMAT_NAMES),
+        ("names", ()),
+        ("offload", ("mixed", "attention_out")),
+        ("offload", REMAT_NAMES),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value)[:24],
+)
+def test_remat_does_not_change_gradients(remat, names, gradients):
     config, params, expected = gradients
-    found = jax.jit(_probed_gradient(dataclasses.replace(config, remat=remat)))(params)
+    config = dataclasses.replace(config, remat=remat, remat_names=names)
+    found = jax.jit(_probed_gradient(config))(params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
         found,
@@ -246,27 +260,73 @@ def test_remat_does_not_change_gradients(remat, gradients):
     )
 
 
-def test_remat_recomputes_what_its_policy_does_not_keep(model_config, equations):
-    def products(remat):
-        config = model_config(remat=remat)
-        params = zoo.build(config).abstract
-        jaxpr = jax.make_jaxpr(_probed_gradient(config))(params)
+@pytest.fixture(scope="module")
+def products(model_config, equations):
+    """Return `products(length, remat, *names)`: how many a gradient's program has."""
+
+    def count(length, remat, *names):
+        model = zoo.build(model_config(remat=remat, remat_names=names))
+        rows = _packed_rows(37, (4, length - 4))
+
+        def summed(params):
+            return jnp.sum(model.logits(params, model.hidden(params, *rows)[0]))
+
+        jaxpr = jax.make_jaxpr(jax.grad(summed))(model.abstract)
         return sum(e.primitive.name == "dot_general" for e in equations(jaxpr))
 
-    kept_all = products("none")
+    return count
+
+
+def test_remat_recomputes_what_its_policy_does_not_keep(products):
+    kept_all = products(11, "none")
     # Nine products in a block, of which the last one's result is only added.
-    assert products("full") - kept_all == 8
-    # The scores and the weighted sum have batch dims.
-    assert products("dots") - kept_all == 2
-    # What attention adds is kept, and so its last product is not made again.
-    assert products("names") - kept_all == 7
+    assert products(11, "full") - kept_all == products(11, "names") - kept_all == 8
+    # Scores and weighted sum have batch dims.
+    assert products(11, "dots") - kept_all == 2
+    # All but the scores, which have no name.
+    for remat in ("names", "offload"):
+        assert products(11, remat, *REMAT_NAMES) - kept_all == 1
+
+
+CHUNKED = 2 * BLOCK  # a length at which attention goes chunk by chunk under remat
+
+
+@pytest.mark.parametrize("length", [11, CHUNKED])
+def test_each_name_spares_a_product_and_together_they_spare_all_of_theirs(
+    length, products
+):
+    # The mix spares the weighted sum, and chunk by chunk the scores before it.
+    expected = dict.fromkeys(REMAT_NAMES, 1) | {"mixed": 1 + (length == CHUNKED)}
+    full = products(length, "full")
+    spared = {name: full - products(length, "names", name) for name in REMAT_NAMES}
+    assert spared == expected
+    for remat in ("names", "offload"):
+        spared_by_all = full - products(length, remat, *REMAT_NAMES)
+        assert spared_by_all == sum(expected.values())
+
+
+def test_what_is_offloaded_goes_to_the_host_and_comes_back(model_config, equations):
+    config = model_config(remat="offload", remat_names=("query", "attention_out"))
+    jaxpr = jax.make_jaxpr(_probed_gradient(config))(zoo.build(config).abstract)
+    moves = [
+        (place.name, variable.aval.shape)
+        for equation in equations(jaxpr)
+        if equation.primitive.name == "device_put"
+        for place, variable in zip(
+            equation.params["devices"], equation.invars, strict=True
+        )
+    ]
+    query, added = (1, 11, 4, 6), (1, 11, 12)
+    there, back = [("Host", query), ("Host", added)], [("Device", query)]
+    assert moves == [*there, *back, ("Device", added)]
 
 
 def test_scan_over_layers_equals_a_loop(model_config, random_params):
     config = model_config(window=3, window_pattern="LG")
     model = zoo.build(config)
     params = random_params(model.abstract)
-    rows = tokens_BT, positions_BT, _ = _packed_rows(config.vocab_size, (11,), (11,))
+    rows = _packed_rows(config.vocab_size, (11,), (11,))
+    tokens_BT, labels = rows[0], Labels(*map(jnp.asarray, rows[1:]))
     graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
 
     @jax.jit
@@ -274,15 +334,15 @@ def test_scan_over_layers_equals_a_loop(model_config, random_params):
         decoder = nnx.merge(graph, params)
         block_graph, stacked = nnx.split(decoder.blocks)
         x_BTD = decoder.embedding[...][tokens_BT]
-        angles = rope_angles(positions_BT, config.head_dim, config.rope_theta)
+        angles = rope_angles(labels.positions, config.head_dim, config.rope_theta)
         for layer in range(config.num_layers):
             one = jax.tree.map(lambda leaf, i=layer: leaf[i], stacked)
-            reach = 3 if layer % 2 == 0 else 11
-            mask_TS = np.tri(11, dtype=bool) & ~np.tri(11, k=-reach, dtype=bool)
             x_BTD, _ = nnx.merge(block_graph, one)(
                 x_BTD,
                 angles=angles,
-                mask_BTS=jnp.broadcast_to(mask_TS, (2, 11, 11)),
+                queries=labels,
+                keys=labels,
+                window=jnp.int32(3) if layer % 2 == 0 else None,
                 cache=None,
             )
         return decoder.logits(decoder.final_norm(x_BTD))
@@ -320,13 +380,12 @@ def test_logits_do_not_depend_on_the_mesh(model_config, random_params):
     params = random_params(model.abstract)
     rows = _packed_rows(config.vocab_size, (11,), (4, 7), (9, -2), (3, 3, 5))
     expected_BTV = reference.logits(config, params, *rows)
-    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-    places = sharding.tree_shardings(model.axes, model.abstract, mesh)
+    axis_sizes = meshes.sizes("hsdp", {"data": 2, "fsdp": 2, "tensor": 2}, 8)
+    layout = sharding.layout(meshes.make(axis_sizes))
+    places = sharding.tree_shardings(model.axes, model.abstract, layout)
     names = ("tokens", "positions", "segment_ids")
-    with jax.set_mesh(mesh):
-        batch = sharding.put_batch(
-            dict(zip(names, rows, strict=True)), sharding.batch_sharding(mesh)
-        )
+    with layout.active():
+        batch = sharding.put_batch(dict(zip(names, rows, strict=True)), 4, layout)
         logits_BTV = _logits(model, jax.device_put(params, places), *batch.values())
     real_BT = rows[2] > 0
     np.testing.assert_allclose(

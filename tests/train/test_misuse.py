@@ -90,13 +90,25 @@ def test_a_tokenizer_file_that_is_none(train, tmp_path):
 
 def test_a_batch_that_does_not_divide_by_the_mesh(train):
     line = train("--config.train.batch_size=12")
-    assert "train.batch_size / train.accumulation must divide by data*fsdp" in line
+    assert (
+        "train.batch_size / train.accumulation must divide by data*fsdp*expert" in line
+    )
     assert "got 12 over 8. Nearest: 8 or 16." in line
 
 
 def test_a_mesh_that_does_not_match_the_devices(train):
     line = train("--config.mesh.data=3")
-    assert "mesh must multiply to the 8 devices" in line
+    assert line == (
+        "fm: mesh must multiply to the 8 devices; got data=3. "
+        "Nearest that work: data=8."
+    )
+
+
+def test_a_row_that_does_not_divide_by_the_context(train):
+    line = train("--config.mesh.context=8", "--config.data.max_length=24")
+    assert (
+        "data.max_length must divide by 2*context of the mesh; got 24 over 16" in line
+    )
 
 
 def test_a_dim_that_does_not_divide_by_the_mesh(train):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,37 @@ def test_a_run_prints_its_yardstick_and_what_to_type_next(finished):
     assert f"fm generate --run={run.path}" in printed
     assert "a sample, going on from 'def '" in printed
     assert "Traceback" not in printed
+
+
+def test_a_run_closes_with_what_was_predicted_beside_what_was_measured(finished):
+    run, _ = finished
+    found = {
+        name: run.series(name)
+        for name in (
+            "predicted/step_seconds",
+            "predicted/memory_bytes",
+            "memory/peak_bytes",
+            "perf/median_step_seconds",
+        )
+    }
+    assert all(steps == [20] for steps, _ in found.values())
+    ((step_seconds,), (memory,), (peak,), (median,)) = (v for _, v in found.values())
+    assert step_seconds > 0
+    _, (tokens_per_second,) = run.series("perf/median_tokens_per_second")
+    assert median == pytest.approx(8 * 16 / tokens_per_second)
+    # Most of it is the process itself; the rest of the peak is the compiler's.
+    assert 0.2 * peak < memory < peak
+    # The page's own table, in its units.
+    page = (run.path / "report.html").read_text("utf-8")
+    for label, value in {
+        "peak memory as predicted (MB)": f"{memory / 1e6:,.0f}",
+        "peak memory as measured (MB)": f"{peak / 1e6:,.0f}",
+        "step at the roofline (ms)": f"{step_seconds * 1e3:,.3g}",
+        "step as measured, median (ms)": f"{median * 1e3:,.3g}",
+    }.items():
+        assert re.search(rf"<td>{re.escape(label)}</td><td[^>]*>{value}</td>", page), (
+            label
+        )
 
 
 def test_evaluating_a_run_again_gives_its_final_loss(fm, finished):
@@ -293,6 +325,80 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(fm, tiny, tmp_
     assert all(saved < step for saved in Checkpoints(run.checkpoints).steps())
     assert "must stay finite" in (run.path / "FAILED").read_text()
     assert all(np.isfinite(v) for v in run.series("train/loss")[1])
+
+
+def _train_in_gigabytes(limit, environment, *flags):
+    """Return the finished process of a run that may map so much memory."""
+    code = (
+        "import resource, sys\n"
+        "from fm_jax import cli\n"
+        "limit = int(sys.argv[1]) * 10**9\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "sys.exit(cli.main(sys.argv[2:]))\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, str(limit), "train", *flags],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_a_step_that_memory_does_not_hold_ends_in_the_table_of_what_it_needs(
+    environment, tiny, tmp_path
+):
+    run = Run(tmp_path / "run")
+    # The limit leaves room for any number of threads; the step needs a lot more.
+    done = _train_in_gigabytes(
+        16, environment, *tiny, f"--workdir={run.path}",
+        "--config.train.batch_size=8192", "--config.model.mlp_dim=16384",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    first, *rows, last = done.stderr.split("fm: ")[1].splitlines()
+    assert re.fullmatch(
+        r"out of memory \(RESOURCE_EXHAUSTED: Out of memory allocating \d+ bytes\.\)\. "
+        "What one device needs:",
+        first,
+    )
+    assert [row.rsplit(maxsplit=2)[0].strip() for row in rows] == [
+        "parameters",
+        "optimizer",
+        "batch",
+        "gradients",
+        "activations and the rest",
+        "a device in all",
+    ]
+    short = int(re.search(r"allocating (\d+) bytes", first)[1])
+    in_all, unit = rows[-1].split()[-2:]
+    assert unit == "GB"
+    assert float(in_all) * 1e9 == pytest.approx(short, rel=0.01)
+    assert last == "fm plan with the same --config flags searches for what fits."
+    assert run.path.joinpath("FAILED").read_text() == "\n".join(
+        [f"OutOfMemoryError: {first}", *rows, last, ""]
+    )
+    assert run.done_step() == 0
+
+
+def test_a_model_that_memory_does_not_hold_ends_in_the_table_of_its_state(
+    environment, tiny, tmp_path
+):
+    run = Run(tmp_path / "run")
+    done = _train_in_gigabytes(
+        6, environment, *tiny, f"--workdir={run.path}",
+        "--config.model.mlp_dim=8388608",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[-2:] == [
+        "  and gradients and activations: the step was not compiled",
+        "fm plan with the same --config flags searches for what fits.",
+    ]
+    # Up and down of two layers, and two moments, in float32; the rest is small.
+    state = 4 * 3 * 2 * 2 * 16 * 8_388_608
+    assert lines[-3].split()[:-2] == ["a", "device", "in", "all"]
+    assert lines[-3].endswith(f" {state / 1e9:.3g} GB")
+    assert lines[-7].startswith("fm: out of memory (RESOURCE_EXHAUSTED: ")
+    assert "the step was not compiled" in (run.path / "FAILED").read_text()
 
 
 def test_waiting_for_data_is_counted(finished):

@@ -1,0 +1,268 @@
+"""The commands of fm: each imports what it needs when it is called."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fm_jax import machine
+from fm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command: what it does, one example, its flags, and whether it takes a config.
+
+    `flags` maps a name to (default, help); the default's type is the flag's type, a
+    tuple is a flag that may be repeated, None a flag that must be given.
+    """
+
+    call: Callable
+    summary: str
+    example: str
+    flags: dict[str, tuple]
+    takes_config: bool = False
+    positional: str = ""
+
+
+def train(flags, raw, argv) -> None:
+    """Train, or go on training."""
+    from fm_jax import config as configs
+
+    config = configs.check(raw)
+    workdir = Path(flags.workdir or _default_workdir(flags.config_file, raw))
+    machine.tune_allocator()
+    from fm_jax.cluster import launchers, together
+
+    found = launchers.find(
+        flags.coordinator, flags.num_processes, flags.process_id, os.environ
+    )
+    together.start(found, timeout_seconds=flags.join_timeout)
+    from fm_jax.train import run
+
+    run.train(config, workdir, ["fm", *argv])
+
+
+def show_config(flags, raw, argv) -> None:
+    """Print the resolved config, or its difference from another."""
+    from fm_jax import config as configs
+    from fm_jax import configfile
+
+    config = configs.check(raw)
+    if not flags.diff:
+        for section in dataclasses.fields(config)[:-1]:  # the last is raw
+            values = dataclasses.asdict(getattr(config, section.name))
+            for key, value in values.items():
+                print(f"{section.name}.{key} = {value!r}")
+        return
+    other = (
+        configfile.load_base()
+        if flags.diff == "base"
+        else configfile.load(flags.diff).to_dict()
+    )
+    for key, (old, new) in configfile.difference(other, config.raw).items():
+        print(f"{key} = {new!r}  (was {old!r})")
+
+
+def generate(flags, raw, argv) -> None:
+    """Print text that a run's model writes."""
+    machine.tune_allocator()
+    from fm_jax import generation
+    from fm_jax.train import restore
+
+    if flags.num_tokens < 1 or flags.num_samples < 1:
+        raise UserError(
+            "--num_tokens and --num_samples must be >= 1; got "
+            f"{flags.num_tokens} and {flags.num_samples}."
+        )
+    if flags.temperature < 0 or not 0 < flags.top_p <= 1 or flags.top_k < 0:
+        raise UserError(
+            "--temperature must be >= 0, --top_k >= 0 and --top_p in (0, 1]; got "
+            f"{flags.temperature}, {flags.top_k} and {flags.top_p}."
+        )
+    if not 0 <= flags.seed < 2**31:
+        raise UserError(f"--seed must be from 0 to {2**31 - 1}; got {flags.seed}.")
+    held = restore.load(Path(flags.run), flags.step)
+    texts = [p for p in flags.prompt or [""] for _ in range(flags.num_samples)]
+    end_id = held.tokenizer.end_id
+    prompts = [[end_id, *map(int, ids)] for ids in held.tokenizer.encode_batch(texts)]
+    longest = max(map(len, prompts)) + flags.num_tokens
+    limit = held.config.model.max_length
+    if held.config.model.positions == "learned" and longest > limit:
+        raise UserError(
+            "prompt and new tokens must fit the model's learned positions; got "
+            f"{longest} over {limit}. Shorten the prompt or lower --num_tokens."
+        )
+    found = generation.generate(
+        held.model,
+        held.params,
+        prompts,
+        num_tokens=flags.num_tokens,
+        end_id=end_id,
+        temperature=flags.temperature,
+        top_k=flags.top_k,
+        top_p=flags.top_p,
+        seed=flags.seed,
+    )
+    for index, (text, ids) in enumerate(zip(texts, found, strict=True)):
+        if index:
+            print("---")
+        print(text + held.tokenizer.decode(ids))
+
+
+def evaluate(flags, raw, argv) -> None:
+    """Print a run's metrics on all its held-out text."""
+    machine.tune_allocator()
+    from fm_jax.train import restore
+
+    for name, value in restore.evaluate(Path(flags.run), flags.step).items():
+        print(f"{name} {value:.6g}")
+
+
+def make_report(flags, raw, argv) -> None:
+    """Write report.html of one run, or of several."""
+    from fm_jax import report
+
+    if not flags.positional:
+        raise UserError("fm report must be given run folders; got none.")
+    paths = [Path(p) for p in flags.positional]
+    beside = paths[0] / "report.html" if len(paths) == 1 else Path("report.html")
+    out = Path(flags.out) if flags.out else beside
+    report.write(paths, out)
+    print(out)
+    if flags.figures:
+        for path in report.write_figures(paths, Path(flags.figures)):
+            print(path)
+
+
+def plan(flags, raw, argv) -> None:
+    """Print what a run will take, on a machine that need not be there."""
+    from fm_jax import config as configs
+    from fm_jax.planning import command
+
+    command.run(configs.check(raw), flags)
+
+
+def bench(flags, raw, argv) -> None:
+    """Print how fast a config trains on this machine."""
+    import json
+
+    from fm_jax import config as configs
+
+    if flags.steps < 1:
+        raise UserError(f"--steps must be >= 1; got {flags.steps}.")
+    config = configs.check(raw)
+    machine.tune_allocator()
+    from fm_jax import bench as benches
+
+    found = benches.step(
+        config, num_steps=flags.steps, say=lambda line: print(line, file=sys.stderr)
+    )
+    if flags.startup:
+        found |= benches.startup(config)
+    if flags.json:
+        print(json.dumps(found, indent=1))
+        return
+    for name, value in found.items():
+        print(f"{name:32}{value if isinstance(value, str) else f'{value:,.4g}':>16}")
+
+
+_STEP = ("latest", "which checkpoint: a step, latest or best")
+COMMANDS = {
+    "train": Command(
+        train,
+        "train a model, or go on training it",
+        "fm train --config=configs/quickstart.py --config.model.num_layers=6",
+        {
+            "workdir": ("", "the run folder; default: runs/<config>-<fingerprint>"),
+            "coordinator": (
+                "",
+                "of several processes: HOST:PORT of the first, or auto",
+            ),
+            "num_processes": (0, "how many there are; default: the launcher's number"),
+            "process_id": (-1, "which one this is, from 0; default: the launcher's"),
+            "join_timeout": (300, "seconds to wait for the others"),
+        },
+        takes_config=True,
+    ),
+    "generate": Command(
+        generate,
+        "print text that a run's model writes",
+        "fm generate --run=runs/quickstart-1a2b3c4d --prompt='def ' --num_samples=3",
+        {
+            "run": (None, "the run folder"),
+            "step": _STEP,
+            "prompt": ((), "what to go on from; may be repeated"),
+            "num_samples": (1, "texts for each prompt"),
+            "num_tokens": (128, "new tokens at most"),
+            "temperature": (0.8, "0: always the likeliest token"),
+            "top_k": (0, "choose among this many; 0: all"),
+            "top_p": (0.95, "choose among the likeliest of this probability"),
+            "seed": (0, "the same seed gives the same text"),
+        },
+    ),
+    "eval": Command(
+        evaluate,
+        "print a run's metrics on all its held-out text",
+        "fm eval --run=runs/quickstart-1a2b3c4d --step=best",
+        {"run": (None, "the run folder"), "step": _STEP},
+    ),
+    "report": Command(
+        make_report,
+        "write report.html of a run, or of several side by side",
+        "fm report runs/a runs/b --out=compare.html",
+        {
+            "out": ("", "the file; default: RUN/report.html, report.html for several"),
+            "figures": ("", "a folder to write each figure to as well, as SVG"),
+        },
+        positional="RUN...",
+    ),
+    "plan": Command(
+        plan,
+        "print the memory, time and network that a run will take, on any machine",
+        "fm plan --config=configs/llama_pretrain.py:8b --topology=v5p:4x4x4",
+        {
+            "topology": (
+                "",
+                "v5e:4x4, v5p:4x4x4, h100:8, cpu:8, ...; default: this one",
+            ),
+            "mfu": (0.4, "the MFU that times are given for, beside the roofline"),
+            "tries": (6, "plans to compile in search of one that fits; 0: none"),
+            "corpus_tokens": (0.0, "tokens to train on, where no text is prepared yet"),
+            "show": ("", "instead: sharding of each parameter, or activations"),
+            "json": (False, "print JSON"),
+        },
+        takes_config=True,
+    ),
+    "bench": Command(
+        bench,
+        "print how fast a config trains on this machine",
+        "fm bench --config=configs/quickstart.py --steps=20",
+        {
+            "steps": (20, "steps to time"),
+            "startup": (True, "also time the first step of new processes; --nostartup"),
+            "json": (False, "print JSON"),
+        },
+        takes_config=True,
+    ),
+    "config": Command(
+        show_config,
+        "print a config with every key, or its difference from another",
+        "fm config --config=configs/quickstart.py --diff=base",
+        {"diff": ("", "base, a config file or a run folder")},
+        takes_config=True,
+    ),
+}
+
+
+def _default_workdir(config_file: str, raw: dict) -> str:
+    """Return a folder that is the same for the same config: its name and digest."""
+    from fm_jax import config as configs
+    from fm_jax import configfile
+
+    raw = configs.check(raw).raw
+    stem = Path(config_file.partition(":")[0]).stem
+    return os.path.join(
+        "runs", f"{stem}-{configfile.fingerprint(raw, with_duration=True)[:8]}"
+    )

@@ -1,0 +1,1 @@
+"""Planning a run before a device is used."""

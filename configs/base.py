@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     # What the backward pass does not make anew: none (nothing is) | dots | names |
     # offload (names, kept on the host) | full (only the residual stream is kept).
     model.remat = "none"
-    # names, offload: query key value mixed (values by weight) attention_out mlp_gate mlp_up
+    # names, offload: query key value mixed attention_out mlp_gate mlp_up
     model.remat_names = ("mixed", "attention_out")
 
     config.data = data = ConfigDict()

@@ -159,6 +159,18 @@ def test_the_chunked_gradient_never_holds_all_logits():
     assert _largest_array(chunk=4) == B * 4 * V
 
 
+@pytest.mark.parametrize("chunk, shrunk", [(5, 1), (8, 4), (9, 3), (18, 6), (24, 12)])
+def test_a_chunk_that_does_not_divide_the_length_shrinks_to_one_that_does(
+    chunk, shrunk, equations
+):
+    jaxpr = jax.make_jaxpr(_gradients(chunk=chunk))(*_inputs())
+    scans = [e for e in equations(jaxpr) if e.primitive.name == "scan"]
+    assert {scan.params["length"] for scan in scans} == {T // shrunk}
+    held = [v.aval.shape for e in equations(jaxpr) for v in e.outvars]
+    assert (B, shrunk, V) in held
+    assert max(shape[1] for shape in held if shape[2:] == (V,)) == shrunk
+
+
 # ---- on meshes of eight devices
 
 MESHES = {

@@ -87,6 +87,33 @@ def test_an_override_of_an_unknown_logical_axis_is_refused():
     )
 
 
+@pytest.mark.parametrize("fixed", ["rows", "batch", "length", "head_dim"])
+def test_an_override_of_what_the_program_relies_on_is_refused(fixed):
+    text = _mistake(_layout, "ddp", ((fixed, ("fsdp",)),))
+    assert text.startswith(
+        f"mesh.rules axis must be one of the known names; got {fixed!r}. "
+    )
+    known = text.split("Known: ")[1].split(", ")
+    assert sorted(known) == sorted(sharding.RULES.keys() - set(sharding.FIXED))
+    assert fixed not in known
+
+
+@pytest.mark.parametrize("axis", ["heads", "kv_heads"])
+def test_heads_cut_unlike_their_keys_are_refused_where_context_is_cut(axis):
+    other, rules = "kv_heads" if axis == "heads" else "heads", ((axis, ("fsdp",)),)
+    shown = {axis: ("fsdp",), other: ("tensor",)}
+    sizes = {"fsdp": 2, "context": 2, "tensor": 2}
+    with pytest.raises(UserError) as error:
+        _layout(rules=rules, data=1, **sizes)
+    assert str(error.value) == (
+        "mesh.rules must give heads and kv_heads the same mesh axes where context is "
+        f"cut; got {shown['heads']} and {shown['kv_heads']}."
+    )
+    both = (*rules, (other, ("fsdp",)))
+    assert _layout(rules=both, data=1, **sizes).rules["heads"] == ("fsdp",)
+    assert _layout(rules=rules, data=2, fsdp=2, tensor=2).rules[axis] == ("fsdp",)
+
+
 def test_an_override_to_an_unknown_mesh_axis_is_refused():
     assert _mistake(_layout, "ddp", (("embed", ("fsdp", "tensr")),)) == (
         "mesh.rules mesh axis of 'embed' must be one of the known names; got 'tensr'. "

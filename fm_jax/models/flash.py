@@ -189,9 +189,15 @@ def _heads_last(x_PBKGtH):
 
 
 def _at(tree, index):
-    return jax.tree.map(
+    """Return one chunk of arrays and labels.
+
+    As one, by the barrier: masks follow from labels alone, and jax would make those of
+    all pairs beforehand and keep them for every layer.
+    """
+    chunk = jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), tree
     )
+    return jax.lax.optimization_barrier(chunk)
 
 
 def _put(tree, index, chunk):

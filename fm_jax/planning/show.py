@@ -90,7 +90,12 @@ def _times(found: dict[str, Any]) -> list[str]:
         )
         text.append(f"roofline  {_rate(roofline)}; alone: {parts}")
     if "at_mfu" in found:
-        text.append(f"expected  {_rate(found['at_mfu'])}")
+        too_fast = (
+            "roofline" in found
+            and found["at_mfu"]["step_seconds"] < found["roofline"]["step_seconds"]
+        )
+        note = "; beyond the roofline of this program" if too_fast else ""
+        text.append(f"at --mfu  {_rate(found['at_mfu'])}{note}")
     return text
 
 

@@ -90,8 +90,8 @@ def test_the_page_tells_what_fits_instead():
 
 @pytest.mark.parametrize("name", shipped.PLANS)
 def test_a_shipped_plan_is_of_a_config_and_a_machine_that_exist(name):
-    config, topology = shipped.PLANS[name]
-    arguments = [f"--config={ROOT / config}", f"--topology={topology}"]
+    config, topology, *more = shipped.PLANS[name]
+    arguments = [f"--config={ROOT / config}", f"--topology={topology}", *more]
     parsed, raw = flags.parse(commands.COMMANDS["plan"], arguments)
     configs.check(raw)
     assert topologies.parse(parsed.topology).name == topology
@@ -108,7 +108,7 @@ def test_the_page_is_made_of_the_records_that_lie_beside_it():
 def test_every_plan_is_recorded_as_its_command_makes_it(name, monkeypatch):
     found = json.loads(shipped.DATA.read_text())
     assert name in found
-    config, topology = shipped.PLANS[name]
+    config, topology, *_ = shipped.PLANS[name]
     recorded = found[name]
     fm, plan, *arguments = shlex.split(recorded["command"])
     assert (fm, plan) == ("fm", "plan")

@@ -79,7 +79,7 @@ def test_a_plan_that_fits_is_told_whole():
         "  all-gather          fsdp                   2,400 times      1.2 kB",
         "roofline  100 ms a step, MFU 55%: 327,680 tokens/s, 55.6 h in all; alone: "
         "compute 100 ms, memory 50 ms, network 12.3 ms",
-        "expected  250 ms a step, MFU 40%: 131,072 tokens/s, 8.3 min in all",
+        "at --mfu  250 ms a step, MFU 40%: 131,072 tokens/s, 8.3 min in all",
         "saves     checkpoints of 18 MB, through 5 MB of memory on each host",
         "compiled  in 12.3 s",
     ]
@@ -116,7 +116,7 @@ def test_without_a_chip_there_are_no_times_and_no_limit():
     del found["at_mfu"], found["roofline"]
     text = show.lines(found)
     assert "  a device in all                8.52 MB" in text
-    assert not any(line.startswith(("roofline", "expected")) for line in text)
+    assert not any(line.startswith(("roofline", "at --mfu")) for line in text)
 
 
 def test_what_is_not_known_or_not_there_is_said():
@@ -146,7 +146,7 @@ def test_the_whole_run_is_told_in_hours_minutes_or_seconds():
         (line,) = [
             line
             for line in show.lines(_changed(at_mfu={"hours": hours}))
-            if line.startswith("expected")
+            if line.startswith("at --mfu")
         ]
         return line.split(", ")[-1]
 

@@ -6,7 +6,6 @@ once in a loss and not once a chunk.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,9 @@ def cross_entropy(
     that logits are neither kept nor computed twice. Sums: `nll`, `weight`, `correct`.
     """
     length = x_BTD.shape[1]
-    chunk = math.gcd(chunk, length)  # of 0 it is the length
+    chunk = min(chunk or length, length)
+    while length % chunk:
+        chunk -= 1
     return _cross_entropy(
         x_BTD, head_VD, targets_BT, weights_BT, (softcap, z_loss, chunk, dtype)
     )

@@ -50,14 +50,13 @@ class Attention(nnx.Module):
         `(k_BSKH, v_BSKH, slot)`, where the new keys and values are written from `slot`
         on and `keys` labels all slots.
         """
-        q_BTNH, k_BTKH, v_BTKH = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        q_BTNH = checkpoint_name(self.query(x_BTD), "query")
+        k_BTKH = checkpoint_name(self.key(x_BTD), "key")
+        v_BTKH = checkpoint_name(self.value(x_BTD), "value")
         if self.qk_norm:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         if angles is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, angles), rotate(k_BTKH, angles)
-        q_BTNH = checkpoint_name(q_BTNH, "query")
-        k_BTKH = checkpoint_name(k_BTKH, "key")
-        v_BTKH = checkpoint_name(v_BTKH, "value")
         product = {"softcap": self.softcap, "dtype": self.dtype}
         kept = None
         if cache is None and num_pieces() > 1:
@@ -88,7 +87,8 @@ class Attention(nnx.Module):
                 is_causal=cache is None,
                 **product,
             )
-        out_BTNH = checkpoint_name(out_BTNH.astype(x_BTD.dtype), "mixed")
+            # Chunk by chunk it has that name already.
+            out_BTNH = checkpoint_name(out_BTNH.astype(x_BTD.dtype), "mixed")
         return self.out(out_BTNH), kept
 
 

@@ -47,9 +47,10 @@ class Block(nnx.Module):
     def __call__(self, x_BTD, **context):
         h_BTD = self.attention_norm(x_BTD)
         a_BTD, kept = self.attention(h_BTD, **context)
+        a_BTD = checkpoint_name(a_BTD, "attention_out")
         if self.is_sandwich:
             a_BTD = self.attention_out_norm(a_BTD)
-        x_BTD = x_BTD + checkpoint_name(a_BTD, "attention_out")
+        x_BTD = x_BTD + a_BTD
         m_BTD = self.mlp(h_BTD if self.is_parallel else self.mlp_norm(x_BTD))
         if self.is_sandwich:
             m_BTD = self.mlp_out_norm(m_BTD)

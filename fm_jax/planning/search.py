@@ -162,7 +162,9 @@ def _expected(config, machine, remat, accumulation, mesh) -> tuple[float, float]
     # Both branches of a layer are summed over tensor, in both passes.
     said = fetched + 8 * model.num_layers * stream * (mesh["tensor"] - 1)
     kv = 2 * model.num_kv_heads * model.head_dim * width * tokens / devices
-    said += 3 * kv * model.num_layers * (mesh["context"] - 1)
+    # Keys go round in both passes, in the second with their gradients in float32.
+    pieces = mesh["context"]
+    said += kv * model.num_layers * (5 * pieces - 3) * (pieces > 1)
     flops = counts.flops_per_token(model, length) * tokens / devices
     # Of a chip that is not known the order is that of another.
     chip = machine.chip or accelerators.CHIPS["a100"]

@@ -38,7 +38,8 @@ def predicted(
     """Return what the compiled step was to need, and the memory that the run took.
 
     peak: FLOP/s of all devices. Memory is that of one device where devices count it;
-    else that of the process, which held `held_before` before it made the state.
+    else that of the process, which held `held_before`, the state among it, before the
+    first step.
     """
     stats = jax.local_devices()[0].memory_stats()
     measured = machine.peak_memory_bytes()
@@ -47,7 +48,8 @@ def predicted(
     if stats:
         measured = stats["peak_bytes_in_use"]
     else:
-        needed = held_before + needed * jax.local_device_count()
+        state = estimates.device_bytes(parts.abstract)
+        needed = held_before + (needed - state) * jax.local_device_count()
     return {
         "predicted/step_seconds": step.seconds,
         "predicted/memory_bytes": needed,

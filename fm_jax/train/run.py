@@ -94,8 +94,7 @@ class _Trainer:
         self.config = parts.config
         self.clock, self.startup, self.compiles = clock, startup, compiles
         self.rate = loop.Rate()
-        self.held_before = machine.memory_bytes()
-        self.step_fn = None
+        self.held_before, self.step_fn = 0, None
         self.progress: Progress | None = None
 
     def train(self, *, goes_on: bool) -> None:
@@ -117,6 +116,8 @@ class _Trainer:
                 self.step_fn = parts.train_step.lower(
                     parts.abstract, parts.abstract_batch(config.train.batch_size)
                 ).compile()
+            # With the state, and what the compiler has left behind.
+            self.held_before = machine.memory_bytes()
             with self.clock.phase("measure"):
                 self.peak, source = metrics.peak_flops(config.model.dtype)
             self._say(

@@ -82,6 +82,7 @@ def test_a_closing_row_has_what_was_predicted_beside_what_was_measured(
     # All devices are in this process, and each holds what XLA says that a step needs.
     stats = sharded[1].memory_analysis()
     needed = stats.argument_size_in_bytes + stats.temp_size_in_bytes
+    needed -= estimates.device_bytes(sharded[0].abstract)  # that is there already
     added = found["predicted/memory_bytes"] - held_before
     assert added / jax.local_device_count() == pytest.approx(needed, rel=0.02)
 

@@ -211,6 +211,13 @@ def _check_combinations(config: Config) -> None:
             "schedule.warmup_fraction + schedule.decay_fraction must be at most 1 "
             f"under wsd; got {warmup} + {decay}."
         )
+    optimizer = config.optimizer
+    if optimizer.nu_dtype == "bfloat16" and optimizer.beta2 > 1 - 2**-6:
+        raise UserError(
+            "optimizer.nu_dtype must be float32 when optimizer.beta2 is above "
+            f"{1 - 2**-6}; got bfloat16 and {optimizer.beta2}. Smaller changes of a "
+            "second moment would be rounded away."
+        )
     every = config.eval.every
     if config.checkpoint.keep_best and (not every or config.checkpoint.every % every):
         raise UserError(

@@ -85,6 +85,13 @@ def layout(mesh: Mesh, overrides: tuple = ()) -> Layout:
             if axis not in meshes.AXES:
                 raise unknown(f"mesh.rules mesh axis of {logical!r}", axis, meshes.AXES)
     rules = RULES | dict(overrides)
+    for logical in ("heads", "kv_heads", "vocab", "positions"):
+        for axis in set(rules[logical]) & set(rules["batch"]):
+            if mesh.shape[axis] > 1:
+                raise UserError(
+                    f"mesh.rules must not cut {logical} over {axis!r}, which cuts rows;"
+                    f" got {rules[logical]}. Set --config.mesh.{axis}=1 or use tensor."
+                )
     if mesh.shape[CONTEXT] > 1 and rules["heads"] != rules["kv_heads"]:
         raise UserError(
             "mesh.rules must give heads and kv_heads the same mesh axes where context "

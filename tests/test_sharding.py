@@ -100,8 +100,8 @@ def test_an_override_of_what_the_program_relies_on_is_refused(fixed):
 
 @pytest.mark.parametrize("axis", ["heads", "kv_heads"])
 def test_heads_cut_unlike_their_keys_are_refused_where_context_is_cut(axis):
-    other, rules = "kv_heads" if axis == "heads" else "heads", ((axis, ("fsdp",)),)
-    shown = {axis: ("fsdp",), other: ("tensor",)}
+    other, rules = "kv_heads" if axis == "heads" else "heads", ((axis, ()),)
+    shown = {axis: (), other: ("tensor",)}
     sizes = {"fsdp": 2, "context": 2, "tensor": 2}
     with pytest.raises(UserError) as error:
         _layout(rules=rules, data=1, **sizes)
@@ -109,9 +109,19 @@ def test_heads_cut_unlike_their_keys_are_refused_where_context_is_cut(axis):
         "mesh.rules must give heads and kv_heads the same mesh axes where context is "
         f"cut; got {shown['heads']} and {shown['kv_heads']}."
     )
-    both = (*rules, (other, ("fsdp",)))
-    assert _layout(rules=both, data=1, **sizes).rules["heads"] == ("fsdp",)
-    assert _layout(rules=rules, data=2, fsdp=2, tensor=2).rules[axis] == ("fsdp",)
+    both = (*rules, (other, ()))
+    assert _layout(rules=both, data=1, **sizes).rules["heads"] == ()
+    assert _layout(rules=rules, data=2, fsdp=2, tensor=2).rules[axis] == ()
+
+
+def test_heads_are_not_cut_over_what_cuts_rows():
+    rules = (("heads", ("fsdp",)), ("kv_heads", ("fsdp",)))
+    with pytest.raises(UserError) as error:
+        _layout(rules=rules, data=1, fsdp=4, tensor=2)
+    assert str(error.value) == (
+        "mesh.rules must not cut heads over 'fsdp', which cuts rows; got ('fsdp',). "
+        "Set --config.mesh.fsdp=1 or use tensor."
+    )
 
 
 def test_an_override_to_an_unknown_mesh_axis_is_refused():

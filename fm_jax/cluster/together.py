@@ -101,6 +101,22 @@ def on_main(do: Callable[[], Any]) -> Any:
     return told["result"]
 
 
+def each(do: Callable[[], Any]) -> Any:
+    """Return what `do` returns here; a UserError of one process is raised by all."""
+    if count() == 1:
+        return do()
+    result, mistake = None, ""
+    try:
+        result = do()
+    except UserError as caught:
+        mistake = str(caught)
+    for index, said in enumerate(_gather(mistake.encode() or b" ")):
+        if said != b" ":
+            here = mistake or f"process {index} was refused: {said.decode()}"
+            raise UserError(here)
+    return result
+
+
 def agree(thing: str, values: Mapping[str, Any]) -> None:
     """Raise UserError in all processes when one has other values than process 0."""
     if count() == 1:

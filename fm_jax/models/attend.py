@@ -84,9 +84,9 @@ def attend(
 
 
 def num_chunks(length: int) -> int:
-    """Return into how many blocks a row is cut: 1 where none divide it."""
-    block = max(BLOCK, length // NUM_BLOCKS)
-    return 1 if length % block else length // block
+    """Return into how many equal blocks of at least BLOCK a row is cut."""
+    most = max(1, min(NUM_BLOCKS, length // BLOCK))
+    return max(n for n in range(1, most + 1) if length % n == 0)
 
 
 def heads_first(q_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:

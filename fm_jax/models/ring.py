@@ -2,20 +2,21 @@
 
 Keys and values go round the ring (Liu et al., arXiv 2310.01889), and in the backward
 pass once more with their gradients. Rows are cut by `sharding.cut_rows`, so that all
-devices have the same work at every turn. Legend: C pieces of a row; a piece is P = 2
-chunks, c and 2C - 1 - c of the row's.
+devices have the same work at every turn. Legend: C pieces of a row; a piece is two
+halves, the chunks c and 2C - 1 - c of the row, each of P/2 smaller ones.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fm_jax.models import flash
-from fm_jax.models.attend import Labels
+from fm_jax.models.attend import Labels, num_chunks
 from fm_jax.sharding import CONTEXT, per_device
 
-LOW, HIGH = 0, 1  # the chunks of a piece
+LOW, HIGH = 0, 1  # the halves of a piece
 
 
 def attend(
@@ -41,7 +42,7 @@ def attend(
 
     def around(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, window=None):
         labels = Labels(positions_BT, segments_BT)
-        static = (Ring(num_pieces), softcap, dtype)
+        static = (Ring(num_pieces, num_chunks(q_BTNH.shape[1] // 2)), softcap, dtype)
         return flash.over_chunks(q_BTNH, k_BTKH, v_BTKH, labels, window, static)
 
     return per_device(
@@ -55,17 +56,18 @@ class Ring(NamedTuple):
     """The schedule of one device's piece, whose keys are its own and then the others'.
 
     A piece sees all of its own device's keys that the mask allows. Of another piece it
-    sees: if that one is earlier, its low chunk with both of ours; if it is later, both
-    its chunks with our high one. Two pairs of chunks either way, one of them always
+    sees: if that one is earlier, its low half with both of ours; if it is later, both
+    its halves with our high one. Two pairs of halves either way, one of them always
     (high, low), so one program serves every device.
     """
 
     num_pieces: int
+    per_half: int
 
     @property
     def num_chunks(self) -> int:
         """Chunks of a piece."""
-        return 2
+        return 2 * self.per_half
 
     def go(self, see, mine, theirs, keys):
         """Return `mine`, and `theirs` of our own keys, when `keys` have gone round.
@@ -78,12 +80,21 @@ class Ring(NamedTuple):
         def pass_on(tree):
             return jax.tree.map(lambda x: jax.lax.ppermute(x, CONTEXT, ahead), tree)
 
+        at = np.arange(self.per_half)
+        every = np.stack(np.meshgrid(at, at, indexing="ij"), axis=-1).reshape(-1, 2)
+        causal = every[every[:, 0] >= every[:, 1]]
+
+        def chunks(a, b, within):
+            """Return the pairs of chunks that half a of ours and b of theirs have."""
+            return jnp.stack([a, b]) * self.per_half + within
+
         def meet(mine, keys, *pairs):
-            return flash.each(see, mine, zero, keys, jnp.array(pairs))
+            return flash.each(see, mine, zero, keys, jnp.concatenate(pairs))
 
         def meet_others(mine, keys, step):
             same = jnp.where((me - step) % self.num_pieces < me, LOW, HIGH)
-            return meet(mine, keys, (HIGH, LOW), (same, same))
+            pairs = chunks(HIGH, LOW, every), chunks(same, same, every)
+            return meet(mine, keys, *pairs)
 
         # All is sent before the pairs that it can travel beside.
         def turn(carry, step):
@@ -93,7 +104,13 @@ class Ring(NamedTuple):
             return (mine, flash.add(theirs, more), coming), None
 
         coming = pass_on(keys)
-        mine, theirs = meet(mine, keys, (LOW, LOW), (HIGH, LOW), (HIGH, HIGH))
+        mine, theirs = meet(
+            mine,
+            keys,
+            chunks(LOW, LOW, causal),
+            chunks(HIGH, LOW, every),
+            chunks(HIGH, HIGH, causal),
+        )
         (mine, theirs, keys), _ = jax.lax.scan(
             turn, (mine, theirs, coming), jnp.arange(1, self.num_pieces - 1)
         )

@@ -74,12 +74,22 @@ def machine_of(topology: Topology | None, devices: list, chip: Chip | None) -> M
     return Machine(
         name=topology.name if topology else f"{len(devices)} {devices[0].device_kind}",
         devices=devices,
-        num_slices=topology.num_slices if topology else 1,
+        num_slices=_num_networks(topology, chip) if topology else 1,
         chip=chip,
         capacity=limit or (chip.usable_hbm_bytes if chip else None),
         devices_per_host=chip.devices_per_host if chip else jax.local_device_count(),
         is_simulated=is_simulated,
     )
+
+
+def _num_networks(topology: Topology, chip: Chip | None) -> int:
+    """Return how many parts of a machine talk over the slower network.
+
+    Slices of TPUs; of GPUs the hosts, for NVLink ends with them.
+    """
+    if chip is None or not topology.is_simulated:
+        return topology.num_slices
+    return max(topology.num_slices, topology.num_devices // chip.devices_per_host)
 
 
 def corpus_of(config: configs.Config) -> tuple[configs.Config, int | None]:
@@ -132,7 +142,10 @@ def make(config: configs.Config, machine: Machine, corpus_tokens: int | None) ->
             needed = found[0]
     if needed is None:
         estimate = parts.estimate(
-            compiled, machine.chip, is_own_compiler=not machine.is_simulated
+            compiled,
+            machine.chip,
+            num_slices=machine.num_slices,
+            is_own_compiler=not machine.is_simulated,
         )
     return Plan(
         config=config,

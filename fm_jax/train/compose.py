@@ -153,11 +153,17 @@ class Parts:
         }
 
     def estimate(
-        self, compiled: jax.stages.Compiled, chip: Chip | None, **how
+        self,
+        compiled: jax.stages.Compiled,
+        chip: Chip | None,
+        *,
+        num_slices: int = 1,
+        **how,
     ) -> estimates.Estimate:
         """Return what the compiled train step needs and how fast `chip` can do it.
 
-        how: what else `estimates.of_step` takes.
+        num_slices: of the machine, where they are more than the mesh says; how: what
+        else `estimates.of_step` takes.
         """
         mesh = self.config.mesh
         return estimates.of_step(
@@ -165,7 +171,7 @@ class Parts:
             state=self.abstract,
             batch=self.abstract_batch(self.config.train.batch_size),
             mesh=self.layout.mesh,
-            num_slices=mesh.dcn_data * mesh.dcn_fsdp,
+            num_slices=max(num_slices, mesh.dcn_data * mesh.dcn_fsdp),
             chip=chip,
             dtype=self.config.model.dtype,
             **how,

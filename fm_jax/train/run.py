@@ -41,7 +41,7 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
     with clock.phase("devices"):
         layout = compose.open_layout(config)
     with clock.phase("prepare_data"):
-        data = compose.open_data(config, _print)
+        data = together.each(lambda: compose.open_data(config, _print))
         together.agree("the data", opening.data_record(data))
     if earlier is not None:
         opening.refuse_other_data(run, earlier["data"], opening.data_record(data))
@@ -53,17 +53,19 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
             "raise its duration to go on."
         )
         return run
-    opening.refuse_shorter(run, parts.num_steps)
+    together.on_main(lambda: opening.refuse_shorter(run, parts.num_steps))
     together.on_main(lambda: opening.require_room(run.path, size_bytes(parts.abstract)))
     record = opening.record(parts, data, command, earlier)
 
     with contextlib.ExitStack() as stack:
         together.on_main(lambda: stack.enter_context(run.held()))
-        run.begin()
+        together.on_main(run.begin)
         trainer = _Trainer(run, parts, data, clock, startup, compiles)
         try:
-            run.write_config(record)
-            run.write("tokenizer.json", data.tokenizer.to_json())
+            together.on_main(lambda: run.write_config(record))
+            together.on_main(
+                lambda: run.write("tokenizer.json", data.tokenizer.to_json())
+            )
             with parts.layout.active():
                 trainer.train(goes_on=earlier is not None)
         except BaseException as error:
@@ -289,10 +291,14 @@ class _Trainer:
             f"{gzip_bits:.4f} by gzip -9"
         )
         run.write("DONE", f"{self.parts.num_steps}\n")
-        predicted = closing.predicted(
-            self.parts, self.step_fn, self.peak, self.held_before
-        )
-        run.append({"step": self.parts.num_steps, **predicted})
+        try:
+            predicted = closing.predicted(
+                self.parts, self.step_fn, self.peak, self.held_before
+            )
+        except Exception as error:  # of a compiler whose text we never read: no harm
+            self._say(f"nothing can be said of what was predicted ({error!r})")
+        else:
+            run.append({"step": self.parts.num_steps, **predicted})
         together.on_main(lambda: report.write([run.path], run.path / "report.html"))
         _print(
             f"run folder: {run.path}\n"

@@ -100,8 +100,8 @@ def test_a_run_closes_with_what_was_predicted_beside_what_was_measured(finished)
     assert step_seconds > 0
     _, (tokens_per_second,) = run.series("perf/median_tokens_per_second")
     assert median == pytest.approx(8 * 16 / tokens_per_second)
-    # Most of it is the process itself; the rest of the peak is the compiler's.
-    assert 0.2 * peak < memory < peak
+    # The process by itself; how much more the compiler took is not foreseen.
+    assert 1e8 < memory < peak
     # The page's own table, in its units.
     page = (run.path / "report.html").read_text("utf-8")
     for label, value in {

@@ -147,6 +147,8 @@ _TPUS = [
 # directions: half of each is here. A bridge joins PCIe cards only in pairs or fours,
 # so their link is PCIe. The network is one card a GPU on DGX systems, and 200 Gbit/s a
 # GPU on NVIDIA's reference servers of PCIe cards (2-8-5-200).
+# Written down without the data sheet at hand: the networks, the NVL rows, and the PCIe
+# card's FLOP/s.
 _GPUS = [
     _gpu(
         "a100",

@@ -53,7 +53,8 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
             "raise its duration to go on."
         )
         return run
-    together.on_main(lambda: opening.refuse_shorter(run, parts.num_steps))
+    # All at once: Orbax waits for all processes when it opens.
+    together.each(lambda: opening.refuse_shorter(run, parts.num_steps))
     together.on_main(lambda: opening.require_room(run.path, size_bytes(parts.abstract)))
     record = opening.record(parts, data, command, earlier)
 

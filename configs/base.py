@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     model.remat_names = ("mixed", "attention_out")
 
     config.data = data = ConfigDict()
-    data.source = "stdlib"  # stdlib | text | tfds
+    data.source = "stdlib"  # stdlib | text | tfds | synthetic
     data.paths = ()  # text: files, globs or folders to train on
     data.eval_paths = ()  # text: held-out files; (): eval_fraction by a hash of names
     data.eval_fraction = 0.05
@@ -55,12 +55,29 @@ def get_config() -> ConfigDict:
     data.eval_split = "validation"  # tfds; the same as split: eval_fraction by a hash
     data.text_field = "text"  # tfds, .jsonl: the field with the text
     data.on_bad_text = "error"  # what is not UTF-8 or not JSON: error | skip | replace
-    data.tokenizer = "bpe"  # bytes | bpe (trained on the train split) | tokenizer.json
+    # bytes | bpe (trained on the train split) | tokenizer.json | symbols (synthetic)
+    data.tokenizer = "bpe"
     data.vocab_size = 4096  # bpe
     data.end_token = ""  # tokenizer.json: what ends a document; "": the usual names
     data.max_length = 256  # tokens in a training row
     data.mask_documents = True  # attention stays within a document
     data.cache_dir = "~/.cache/fm_jax"  # token stores and trained tokenizers
+
+    config.synthetic = synthetic = ConfigDict()  # data.source=synthetic
+    synthetic.kind = "markov"  # markov (a symbol depends on the one before) | hmm
+    synthetic.num_symbols = 256  # the alphabet, an id each
+    synthetic.num_states = 32  # hmm: hidden states of each component
+    synthetic.num_components = 1  # chains; each document comes from one of them
+    synthetic.concentration = 0.05  # of the Dirichlet rows; higher: closer to uniform
+    synthetic.zipf = 1.0  # symbols' frequencies fall as rank^-zipf; 0: alike
+    synthetic.mean_length = 256.0  # symbols in a document, geometrically distributed
+    synthetic.num_tokens = 4_000_000  # to train on
+    synthetic.num_eval_tokens = 200_000  # held out
+    synthetic.seed = 0  # of the chains and of the documents
+
+    config.init = init = ConfigDict()
+    init["from"] = ""  # RUN[@STEP]: the first weights are that run's; "": random
+    init.optimizer = False  # its optimizer and step too: the run goes on as that one
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"

@@ -54,7 +54,7 @@ def show_config(flags, raw, argv) -> None:
         for section in dataclasses.fields(config)[:-1]:  # the last is raw
             values = dataclasses.asdict(getattr(config, section.name))
             for key, value in values.items():
-                print(f"{section.name}.{key} = {value!r}")
+                print(f"{section.name}.{key.rstrip('_')} = {value!r}")
         return
     other = (
         configfile.load_base()

@@ -108,7 +108,8 @@ def _filled(model: dict, *, length: int) -> dict:
 
 
 def _section(section: str, kind: type, values: dict):
-    types = typing.get_type_hints(kind)
+    # A key that Python keeps for itself has an underscore after it as a field.
+    types = {n.rstrip("_"): (n, t) for n, t in typing.get_type_hints(kind).items()}
     for name in values:
         if name not in types:
             raise unknown(f"config.{section} key", name, types)
@@ -117,7 +118,10 @@ def _section(section: str, kind: type, values: dict):
         raise UserError(
             f"{missing[0]} must be given; got no value. Start from configs/base.py."
         )
-    typed = {n: _typed(f"{section}.{n}", values[n], t) for n, t in types.items()}
+    typed = {
+        field: _typed(f"{section}.{key}", values[key], t)
+        for key, (field, t) in types.items()
+    }
     return kind(**typed)
 
 
@@ -141,7 +145,7 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
 
 def _value(config: Config, key: str) -> Any:
     section, name = key.split(".")
-    return getattr(getattr(config, section), name)
+    return getattr(getattr(config, section), name + "_" * (name == "from"))
 
 
 def _demand(config: Config, key: str, holds: bool, demand: str) -> None:

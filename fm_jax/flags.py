@@ -1,6 +1,7 @@
 """absl flags of one command, with a config and its typed overrides."""
 
 import dataclasses
+import keyword
 from typing import Any
 
 from absl import flags as absl_flags
@@ -36,6 +37,8 @@ def parse(command, argv: list[str]) -> tuple[Parsed, dict]:
         config_file, argv = _take_config(argv)
         config = configfile.load(config_file)
         _check_keys(argv, config)
+        _escape(config)
+        argv = [_escaped(argument) for argument in argv]
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=["fm", *argv]
         )
@@ -55,7 +58,7 @@ def parse(command, argv: list[str]) -> tuple[Parsed, dict]:
         if default is None and not values[name].value:
             raise UserError(f"--{name} must be given. Example: {command.example}")
     found = {name: values[name].value for name in command.flags}
-    raw = values["config"].value.to_dict() if command.takes_config else {}
+    raw = _restored(values["config"].value.to_dict()) if command.takes_config else {}
     return Parsed(found, positional, config_file), raw
 
 
@@ -103,3 +106,35 @@ def _check_keys(argv: list[str], config: config_dict.ConfigDict) -> None:
             name = name[2:]
         if name.startswith("config.") and name.removeprefix("config.") not in known:
             raise unknown("config key", name.removeprefix("config."), known)
+
+
+# ml_collections parses a key as Python, to which `init.from` is a mistake.
+
+
+def _escape(config: config_dict.ConfigDict) -> None:
+    """Give the keys that Python keeps for itself an underscore, in place."""
+    with config.unlocked():
+        for key, value in list(config.items()):
+            if isinstance(value, config_dict.ConfigDict):
+                _escape(value)
+            if keyword.iskeyword(key):
+                config[f"{key}_"] = value
+                del config[key]
+
+
+def _escaped(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    if not name.lstrip("-").startswith(("config.", "noconfig.")):
+        return argument
+    parts = [f"{p}_" if keyword.iskeyword(p) else p for p in name.split(".")]
+    return ".".join(parts) + equals + value
+
+
+def _restored(raw: dict) -> dict:
+    """Return nested dicts with those keys as they are written."""
+    return {
+        key[:-1] if keyword.iskeyword(key[:-1]) else key: _restored(value)
+        if isinstance(value, dict)
+        else value
+        for key, value in raw.items()
+    }

@@ -29,6 +29,26 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    kind: str
+    num_symbols: int
+    num_states: int
+    num_components: int
+    concentration: float
+    zipf: float
+    mean_length: float
+    num_tokens: int
+    num_eval_tokens: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    from_: str  # the key is `from`, which Python keeps for itself
+    optimizer: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     name: str
     learning_rate: float
@@ -114,6 +134,8 @@ class Config:
 
     model: ModelConfig
     data: DataConfig
+    synthetic: SyntheticConfig
+    init: InitConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     train: TrainConfig

@@ -332,3 +332,11 @@ def test_the_example_of_a_command_parses(name, monkeypatch):
     argv = [word.replace("'", "") for word in words]
     assert argv[:2] == ["fm", name]
     flags.parse(command, argv[2:])
+
+
+def test_a_key_may_be_a_word_that_python_keeps_for_itself(file):
+    section = '    config.init = ConfigDict({"from": "", "deep": {"from": 1}})\n'
+    pathlib.Path(file).write_text(CONFIG.replace("    return", section + "    return"))
+    raw = _config("--config.init.from=runs/a@20", "--config.init.deep.from", "7")
+    assert raw["init"] == {"from": "runs/a@20", "deep": {"from": 7}}
+    assert _config()["init"]["from"] == ""

@@ -24,6 +24,7 @@ FLOORS = [
     ["models", "data", "optimizers", "metrics", "checkpoints", "compiled"],
     ["evaluation", "sections", "config", "configfile"],
     ["report"],
+    ["scaling"],
     ["train"],
     ["planning"],
     ["flags", "bench", "commands", "cli"],
@@ -40,11 +41,15 @@ ORDER = {
     "compiled": ["text", "program", "estimates"],
     "models": ["config", "presets", "counts", "layers", "positions", "attend",
                "flash", "ring", "attention", "decoder", "zoo"],
-    "data": ["files", "sources", "tokenizers", "store", "examples", "batches"],
+    "data": ["files", "synthetic", "sources", "tokenizers", "store", "examples", "batches"],
     "evaluation": ["likelihood"],
+    "scaling": ["schema", "table", "laws", "solver", "resamples", "frontier", "information", "slices",
+                "envelope", "rates", "checks", "fit", "plot", "page", "predict",
+                "ladder", "designs", "sweep", "progress", "runner", "suggest",
+                "command"],
     "planning": ["topologies", "plan", "search", "show", "shipped", "command"],
-    "train": ["step", "loop", "progress", "compose", "restore", "opening",
-              "closing", "run"],
+    "train": ["step", "loop", "progress", "compose", "restore", "beginning",
+              "opening", "closing", "rows", "run"],
 }  # fmt: skip
 
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__init__.py")

@@ -12,6 +12,7 @@ from fm_jax.checkpoints import Checkpoints, size_bytes
 from fm_jax.errors import UserError
 from fm_jax.models import counts
 from fm_jax.runs import Run
+from fm_jax.train.beginning import Beginning
 from fm_jax.train.compose import Data, Parts
 
 
@@ -69,15 +70,33 @@ def refuse_other_data(run: Run, old: dict, new: dict) -> None:
         )
 
 
-def refuse_shorter(run: Run, num_steps: int) -> None:
-    """Raise UserError when a checkpoint lies beyond the steps that are asked for."""
+def saved_steps(run: Run) -> list[int]:
+    """Return the steps of a run's checkpoints; all processes ask together."""
     if not run.checkpoints.is_dir():
-        return
-    saved = Checkpoints(run.checkpoints).steps()
+        return []
+    saved = Checkpoints(run.checkpoints)
+    try:
+        return saved.steps()
+    finally:
+        saved.close()
+
+
+def refuse_shorter(run: Run, num_steps: int, saved: list[int]) -> None:
+    """Raise UserError when a checkpoint lies beyond the steps that are asked for."""
     if saved and saved[-1] > num_steps:
         raise UserError(
             f"the duration must reach the last checkpoint; got {num_steps} steps, and "
             f"{run.path} has {saved[-1]}. Raise it, or choose another --workdir."
+        )
+
+
+def refuse_no_steps(num_steps: int, begins: Beginning | None) -> None:
+    """Raise UserError when a run that goes on from another's step ends there."""
+    if begins and begins.start >= num_steps:
+        raise UserError(
+            f"the duration must go beyond config.init.from, step {begins.start} of "
+            f"{begins.path}; got {num_steps} steps, counted from that run's first. "
+            "Raise it, or set --config.init.optimizer=False to count from 0."
         )
 
 
@@ -94,9 +113,20 @@ def require_room(path: Path, needed: int) -> None:
         )
 
 
-def record(parts: Parts, data: Data, command: list[str], earlier: dict | None) -> dict:
-    """Return config.json: every key, what follows from them, and each start so far."""
+def record(
+    parts: Parts,
+    data: Data,
+    command: list[str],
+    earlier: dict | None,
+    name: str,
+    init: dict | None,
+) -> dict:
+    """Return config.json: every key, what follows from them, and each start so far.
+
+    name: of the run's folder; init: what it keeps of the run that it began from.
+    """
     raw = parts.config.raw
+    digest = configfile.fingerprint(raw)
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -109,9 +139,11 @@ def record(parts: Parts, data: Data, command: list[str], earlier: dict | None) -
         start["changed"] = configfile.difference(earlier["config"], raw)
     return {
         "config": raw,
-        "fingerprint": configfile.fingerprint(raw),
+        "fingerprint": digest,
         "changed_from_base": configfile.difference(configfile.load_base(), raw),
         "resolved": {
+            "run_id": f"{name}-{digest[:8]}",
+            "init": init,
             "steps": parts.num_steps,
             "model": dataclasses.asdict(parts.config.model),
             "params": vars(counts.params(parts.config.model)),

@@ -54,7 +54,7 @@ def load(path: Path, step: str = "latest") -> Restored:
     places = sharding.tree_shardings(model.axes, model.abstract, layout)
     with layout.active():
         saved = Checkpoints(run.checkpoints)
-        chosen = _choose(saved, step, path)
+        chosen = choose(saved, step, path)
         part = "ema" if record["config"]["train"]["ema_decay"] else "params"
         params = saved.restore(chosen, {part: abstract_of(model.abstract, places)})
         saved.close()
@@ -90,7 +90,11 @@ def _copies() -> sharding.Layout:
     return sharding.layout(meshes.make(meshes.sizes("ddp", {}, jax.device_count())))
 
 
-def _choose(saved: Checkpoints, step: str, path: Path) -> int:
+def choose(saved: Checkpoints, step: str, path: Path, thing: str = "--step") -> int:
+    """Return the saved step that `step` names: a number, `latest` or `best`.
+
+    Raises UserError, in which `thing` was given, when there is none.
+    """
     steps = saved.steps()
     if not steps:
         raise UserError(f"a run must have a checkpoint to read; got none in {path}.")
@@ -100,10 +104,12 @@ def _choose(saved: Checkpoints, step: str, path: Path) -> int:
         best = saved.best()
         if best is None:
             raise UserError(
-                f"--step=best needs checkpoints with an evaluation; got "
+                f"{thing}=best needs checkpoints with an evaluation; got "
                 f"none in {path}. Set checkpoint.keep_best in training."
             )
         return best
     if not step.isdigit():
-        raise UserError(f"--step must be a number, latest or best; got {step!r}.")
+        raise UserError(f"{thing} must be a number, latest or best; got {step!r}.")
+    if int(step) not in steps:
+        raise UserError(f"{thing} must be one of the saved steps {steps}; got {step}.")
     return int(step)

@@ -12,10 +12,11 @@ from fm_jax import machine, metrics, report
 from fm_jax.checkpoints import Checkpoints, size_bytes
 from fm_jax.cluster import together
 from fm_jax.compiled import estimates
-from fm_jax.errors import OutOfMemoryError, UserError
+from fm_jax.errors import DivergedError, OutOfMemoryError, UserError
 from fm_jax.evaluation import likelihood
 from fm_jax.runs import Run
-from fm_jax.train import closing, compose, loop, opening
+from fm_jax.train import beginning, closing, compose, loop, opening, rows
+from fm_jax.train.beginning import Beginning
 from fm_jax.train.compose import Data, Parts
 from fm_jax.train.progress import Progress
 from fm_jax.train.step import TrainState
@@ -54,27 +55,38 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
         )
         return run
     # All at once: Orbax waits for all processes when it opens.
-    together.each(lambda: opening.refuse_shorter(run, parts.num_steps))
+    saved = together.each(lambda: opening.saved_steps(run))
+    together.each(lambda: opening.refuse_shorter(run, parts.num_steps, saved))
+    begins = None
+    if not saved:
+        begins = together.each(lambda: beginning.find(config, data.tokenizer))
+        opening.refuse_no_steps(parts.num_steps, begins)
     together.on_main(lambda: opening.require_room(run.path, size_bytes(parts.abstract)))
-    record = opening.record(parts, data, command, earlier)
+    init = begins.record() if begins else None
+    if saved:
+        init = earlier["resolved"]["init"]
+    record = opening.record(parts, data, command, earlier, run.path.name, init)
 
     with contextlib.ExitStack() as stack:
         together.on_main(lambda: stack.enter_context(run.held()))
         together.on_main(run.begin)
-        trainer = _Trainer(run, parts, data, clock, startup, compiles)
+        table = rows.Table(run, parts, data, record)
+        trainer = _Trainer(run, parts, data, clock, startup, compiles, table)
         try:
             together.on_main(lambda: run.write_config(record))
             together.on_main(
                 lambda: run.write("tokenizer.json", data.tokenizer.to_json())
             )
             with parts.layout.active():
-                trainer.train(goes_on=earlier is not None)
+                trainer.train(begins, goes_on=earlier is not None)
         except BaseException as error:
             if estimates.is_out_of_memory(error):
                 error = OutOfMemoryError(
                     closing.memory_table(error, parts, trainer.step_fn)
                 )
             with contextlib.suppress(UserError):
+                if isinstance(error, DivergedError):
+                    table.diverged()
                 if not run.done_step():
                     run.write("FAILED", f"{type(error).__name__}: {error}\n")
             raise error
@@ -92,15 +104,17 @@ class _Trainer:
         clock: metrics.Clock,
         startup: dict[str, float],
         compiles: metrics.CompileWatch,
+        table: rows.Table,
     ):
         self.run, self.parts, self.data = run, parts, data
         self.config = parts.config
         self.clock, self.startup, self.compiles = clock, startup, compiles
+        self.table = table
         self.rate = loop.Rate()
         self.held_before, self.step_fn = 0, None
         self.progress: Progress | None = None
 
-    def train(self, *, goes_on: bool) -> None:
+    def train(self, begins: Beginning | None, *, goes_on: bool) -> None:
         parts, config = self.parts, self.config
         for line in opening.plan(parts, self.data, self.run):
             self._say(line)
@@ -114,7 +128,7 @@ class _Trainer:
                 keep_every=config.checkpoint.keep_every,
             )
             stack.callback(saved.close)
-            state, start = self._first_state(saved, goes_on)
+            state, start = self._first_state(saved, begins, goes_on)
             with self.clock.phase("compile"):
                 self.step_fn = parts.train_step.lower(
                     parts.abstract, parts.abstract_batch(config.train.batch_size)
@@ -150,7 +164,9 @@ class _Trainer:
         self._sample(state)
         self._finish(final)
 
-    def _first_state(self, saved: Checkpoints, goes_on: bool) -> tuple[TrainState, int]:
+    def _first_state(
+        self, saved: Checkpoints, begins: Beginning | None, goes_on: bool
+    ) -> tuple[TrainState, int]:
         found = together.on_main(saved.steps) if goes_on else []
         step = found[-1] if found else 0
         self.run.rewind(step)
@@ -159,6 +175,14 @@ class _Trainer:
                 held = saved.restore(step, self.parts.state_parts(self.parts.abstract))
             self._say(f"Going on from step {step:,} of {self.run.path}")
             return self.parts.state_of(held), step
+        if begins:
+            with self.clock.phase("restore"):
+                state = beginning.first_state(self.parts, begins)
+            what = "state" if begins.with_optimizer else "weights"
+            self._say(
+                f"Beginning with the {what} of step {begins.step:,} of {begins.path}"
+            )
+            return state, begins.start
         with self.clock.phase("init"):
             state = self.parts.init(jax.random.key(self.config.train.seed))
             return jax.block_until_ready(state), 0
@@ -183,6 +207,8 @@ class _Trainer:
             numbers = self._evaluate(state, self.config.eval.max_batches)
             row = {f"eval/{name}": value for name, value in numbers.items()}
             self.run.append({"step": step, **row})
+            if step < self.parts.num_steps:
+                self.table.add(step, numbers)
             self._say(
                 f"step {step}: held-out loss {numbers['loss']:.4f} nats/token, "
                 f"{numbers['bits_per_byte']:.4f} bits/byte"
@@ -193,6 +219,7 @@ class _Trainer:
                 saved.save(step, self.parts.state_parts(state), measured)
 
     def _on_metrics(self, step: int, numbers: dict[str, float]) -> None:
+        self.table.note(step, numbers)
         self.rate.add(step)
         if "total" not in self.startup:
             self._record_startup(step)
@@ -291,6 +318,7 @@ class _Trainer:
             f"{final['bits_per_byte']:.4f} bits/byte by this model, "
             f"{gzip_bits:.4f} by gzip -9"
         )
+        self.table.add(self.parts.num_steps, final)
         run.write("DONE", f"{self.parts.num_steps}\n")
         try:
             predicted = closing.predicted(

@@ -1,0 +1,1 @@
+"""Scaling laws: plan runs, run them, fit what came out, predict. Imports no jax."""

@@ -151,6 +151,15 @@ class Run:
                     return
                 yield json.loads(line)
 
+    def mend(self, name: str) -> None:
+        """Cut a last line that was torn, so that the next one stands alone."""
+        file = self.path / name
+        if not self.writes or not file.exists():
+            return
+        with _told(file), open(file, "rb+") as stream:
+            whole = stream.read().rfind(b"\n") + 1
+            stream.truncate(whole)
+
     def rewind(self, step: int) -> None:
         """Drop what was written after `step` was saved: it is about to be made again.
 

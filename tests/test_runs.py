@@ -274,3 +274,15 @@ def test_a_run_that_does_not_write_stands_beside_the_one_that_does(run):
     with run.held():
         _use(Run(run.path, writes=False))
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_a_torn_line_is_cut_before_the_next_is_written(tmp_path):
+    run = Run(tmp_path)
+    run.append({"step": 1}, "table.jsonl")
+    with open(tmp_path / "table.jsonl", "a") as stream:
+        stream.write('{"step": 2, "lo')
+    run.mend("table.jsonl")
+    run.append({"step": 2}, "table.jsonl")
+    assert list(run.rows("table.jsonl")) == [{"step": 1}, {"step": 2}]
+    run.mend("missing.jsonl")
+    assert not (tmp_path / "missing.jsonl").exists()

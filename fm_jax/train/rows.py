@@ -26,6 +26,7 @@ class Table:
         self.last: dict[str, float] = {}
         self.step = 0
         self.began = time.monotonic()
+        run.mend(schema.FILE)
         earlier = [row["wall_seconds"] for row in run.rows(schema.FILE)]
         self.seconds_before = max(earlier, default=0.0)
 

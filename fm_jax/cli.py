@@ -66,8 +66,7 @@ def _main(argv: list[str]) -> int:
 
     flags, raw = parsing.parse(command, rest)
     machine.quiet_tpu_compiler()
-    command.call(flags, raw, argv)
-    return 0
+    return command.call(flags, raw, argv) or 0
 
 
 def _usage() -> str:

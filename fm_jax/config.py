@@ -11,13 +11,17 @@ import typing
 from typing import Any
 
 from fm_jax import configfile
-from fm_jax.data import sources
+from fm_jax.data import chains, sources, tokenizers
 from fm_jax.errors import UserError, unknown
 from fm_jax.models.config import ModelConfig
 from fm_jax.sections import Config, TrainConfig
 
 # What the checks below demand of plain numbers; everything else has a check of its own.
-POSITIVE = ("optimizer.learning_rate", "optimizer.epsilon")
+POSITIVE = (
+    "optimizer.learning_rate",
+    "optimizer.epsilon",
+    "synthetic.concentration",
+)
 AT_LEAST_ONE = (
     "train.batch_size",
     "train.accumulation",
@@ -28,6 +32,10 @@ AT_LEAST_ONE = (
     "mesh.dcn_data",
     "mesh.dcn_fsdp",
     "sample.num_samples",
+    "synthetic.num_states",
+    "synthetic.num_components",
+    "synthetic.num_tokens",
+    "synthetic.num_eval_tokens",
 )
 NOT_NEGATIVE = (
     "eval.every",
@@ -43,6 +51,8 @@ NOT_NEGATIVE = (
     "sample.num_tokens",
     "sample.temperature",
     "sample.top_k",
+    "synthetic.zipf",
+    "synthetic.seed",
 )
 FRACTIONS = (
     "schedule.warmup_fraction",
@@ -53,6 +63,7 @@ BELOW_ONE = ("optimizer.beta1", "optimizer.beta2", "train.ema_decay")
 CHOICES = {
     "data.source": sources.KINDS,
     "data.on_bad_text": sources.ON_BAD_TEXT,
+    "synthetic.kind": chains.KINDS,
     # As in optimizers.py, which this file cannot import: it brings jax.
     "optimizer.name": ("adamw",),
     "optimizer.mu_dtype": ("float32", "bfloat16"),
@@ -77,10 +88,10 @@ def check(raw: dict) -> Config:
         if not isinstance(section, dict):
             raise UserError(f"config.{name} must be a section; got {section!r}.")
     raw = {name: dict(raw.get(name, {})) for name in sections}
-    built = {n: _section(n, k, raw[n]) for n, k in sections.items() if n != "model"}
+    built = {n: read_section(n, k, raw[n]) for n, k in sections.items() if n != "model"}
     # A data.max_length below 1 is refused below, by its own name.
     filled = _filled(raw["model"], length=max(1, built["data"].max_length))
-    config = Config(**built, model=_section("model", ModelConfig, filled), raw=raw)
+    config = Config(**built, model=read_section("model", ModelConfig, filled), raw=raw)
     _check_values(config)
     _check_combinations(config)
     return config
@@ -107,7 +118,13 @@ def _filled(model: dict, *, length: int) -> dict:
     return model
 
 
-def _section(section: str, kind: type, values: dict):
+def read_section(
+    section: str, kind: type, values: dict, base: str = "configs/base.py"
+) -> Any:
+    """Return a section's keys as the dataclass `kind`; `base` is where all stand.
+
+    Raises UserError on unknown or missing keys and on values of another type.
+    """
     # A key that Python keeps for itself has an underscore after it as a field.
     types = {n.rstrip("_"): (n, t) for n, t in typing.get_type_hints(kind).items()}
     for name in values:
@@ -115,25 +132,24 @@ def _section(section: str, kind: type, values: dict):
             raise unknown(f"config.{section} key", name, types)
     missing = [f"config.{section}.{name}" for name in types if name not in values]
     if missing:
-        raise UserError(
-            f"{missing[0]} must be given; got no value. Start from configs/base.py."
-        )
-    typed = {
-        field: _typed(f"{section}.{key}", values[key], t)
+        raise UserError(f"{missing[0]} must be given; got no value. Start from {base}.")
+    fields = {
+        field: read_value(f"{section}.{key}", values[key], t)
         for key, (field, t) in types.items()
     }
-    return kind(**typed)
+    return kind(**fields)
 
 
-def _typed(key: str, value: Any, kind: Any) -> Any:
+def read_value(key: str, value: Any, kind: Any) -> Any:
+    """Return a key's value as `kind`; raises UserError when it is of another."""
     origin = typing.get_origin(kind)
     if origin is tuple and isinstance(value, tuple | list):
         inner = typing.get_args(kind)
         if len(inner) == 2 and inner[1] is Ellipsis:
-            return tuple(_typed(key, v, inner[0]) for v in value)
+            return tuple(read_value(key, v, inner[0]) for v in value)
         if len(inner) == len(value):
             pairs = zip(value, inner, strict=True)
-            return tuple(_typed(key, v, t) for v, t in pairs)
+            return tuple(read_value(key, v, t) for v, t in pairs)
     elif kind is float and isinstance(value, int | float) and value is not True:
         if math.isfinite(value) and value is not False:
             return float(value)
@@ -179,6 +195,9 @@ def _check_values(config: Config) -> None:
     top_p, seed = config.sample.top_p, config.train.seed
     _demand(config, "sample.top_p", 0 < top_p <= 1, "above 0 and at most 1")
     _demand(config, "train.seed", seed < SEED_LIMIT, f"below {SEED_LIMIT}")
+    for name, (least, most) in chains.RANGES.items():
+        value, demand = _value(config, f"synthetic.{name}"), f"from {least} to {most}"
+        _demand(config, f"synthetic.{name}", least <= value <= most, demand)
     for pattern, _ in config.optimizer.decay_rules:
         try:
             re.compile(pattern)
@@ -206,9 +225,10 @@ def _check_combinations(config: Config) -> None:
         _demand(
             config,
             "data.tokenizer",
-            config.data.tokenizer not in ("bytes", "bpe"),
+            config.data.tokenizer not in ("bytes", "bpe", "symbols"),
             "a tokenizer.json when data.end_token is set",
         )
+    _check_synthetic(config)
     warmup, decay = config.schedule.warmup_fraction, config.schedule.decay_fraction
     if config.schedule.name == "wsd" and warmup + decay > 1:
         raise UserError(
@@ -228,6 +248,40 @@ def _check_combinations(config: Config) -> None:
             "checkpoint.every must be a multiple of eval.every when "
             "checkpoint.keep_best is set; got "
             f"{config.checkpoint.every} and {every}."
+        )
+
+
+def _check_synthetic(config: Config) -> None:
+    """Refuse what does not go with a source of symbols, or symbols with another."""
+    is_symbols = config.data.tokenizer == "symbols"
+    if config.data.source != "synthetic":
+        demand = "bytes, bpe or a tokenizer.json unless data.source is synthetic"
+        _demand(config, "data.tokenizer", not is_symbols, demand)
+        return
+    _demand(
+        config, "data.tokenizer", is_symbols, "symbols when data.source is synthetic"
+    )
+    synthetic = config.synthetic
+    entries = chains.num_entries(
+        synthetic.kind,
+        synthetic.num_symbols,
+        synthetic.num_states,
+        synthetic.num_components,
+    )
+    if entries > chains.MAX_ENTRIES:
+        raise UserError(
+            "the tables of the synthetic section must have at most "
+            f"{chains.MAX_ENTRIES:,} probabilities; got {entries:,}. Lower "
+            "synthetic.num_symbols, num_states or num_components."
+        )
+    # Letting the prompt's other characters go would show a sample of another prompt.
+    tokenizer = tokenizers.SymbolTokenizer(synthetic.num_symbols)
+    stranger = tokenizer.stranger(config.sample.prompt)
+    if config.sample.num_tokens and stranger:
+        raise UserError(
+            f"sample.prompt must be of {tokenizer.shown}, which the synthetic source "
+            f"writes; got {config.sample.prompt!r} with {stranger!r}. Set "
+            "--config.sample.prompt='' or --config.sample.num_tokens=0."
         )
 
 

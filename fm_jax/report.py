@@ -20,6 +20,11 @@ CURVES = (
     ("gradient norm", "", (("grads/norm", ""),)),
     ("throughput", "tokens per second", (("perf/tokens_per_second", ""),)),
 )
+# A line across a figure: the last value of a metric, where a run has it.
+YARDSTICKS = {
+    "loss": ("final/bayes_loss", "best possible (Bayes), held out"),
+    "compression": ("gzip/bits_per_byte", "gzip -9, held out"),
+}
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
 color:#222}
@@ -116,16 +121,17 @@ def curves(runs: Sequence[Run], names: Sequence[str]) -> dict[str, str]:
                     label=label,
                     linewidth=1.4,
                 )
-        if title == "compression" and drawn:
+        if title in YARDSTICKS and drawn:
+            metric, label = YARDSTICKS[title]
             for index, run in enumerate(runs):
-                _, values = run.series("gzip/bits_per_byte")
+                _, values = run.series(metric)
                 if values:
                     axes.axhline(
                         values[-1],
                         color=f"C{index}",
                         linewidth=1,
                         linestyle=":",
-                        label="gzip -9, held out",
+                        label=label,
                     )
         if drawn:
             axes.set(title=title, xlabel="step", ylabel=unit)
@@ -159,6 +165,8 @@ def _summary(runs: Sequence[Run], names: Sequence[str]) -> str:
         "steps": ("train/loss", lambda steps, values: f"{steps[-1]:,}"),
         "train loss (nats/token)": ("train/loss", _last),
         "held-out loss (nats/token)": ("final/loss", _last),
+        "best possible, Bayes (nats/token)": ("final/bayes_loss", _last),
+        "held-out above it (nats/token)": ("final/excess_loss", _last),
         "held-out bits/byte": ("final/bits_per_byte", _last),
         "gzip -9 bits/byte": ("gzip/bits_per_byte", _last),
         "tokens/s (median)": ("perf/median_tokens_per_second", _whole),
@@ -174,8 +182,10 @@ def _summary(runs: Sequence[Run], names: Sequence[str]) -> str:
         cells = []
         for run in runs:
             steps, values = run.series(metric)
-            cells.append(f"<td class=n>{show(steps, values) if steps else ''}</td>")
-        rows.append(f"<tr><td>{label}</td>{''.join(cells)}")
+            cells.append(show(steps, values) if steps else "")
+        if any(cells):
+            shown = "".join(f"<td class=n>{cell}</td>" for cell in cells)
+            rows.append(f"<tr><td>{label}</td>{shown}")
     states = [
         "done"
         if run.done_step()

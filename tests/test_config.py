@@ -100,8 +100,8 @@ def test_every_key_of_base_has_a_comment_unless_its_name_says_all():
     lines = (FOLDER / "base.py").read_text().splitlines()
     said = {}
     for above, line in itertools.pairwise(lines):
-        line = re.sub(r'\["(\w+)"\]', r".\1", line)  # Python keeps `from` for itself
-        found = re.match(r"\s+(?:config\.)?(\w+\.\w+) = (.*)", line)
+        written = re.sub(r'\["(\w+)"\]', r".\1", line)  # as `from` must be
+        found = re.match(r"\s+(?:config\.)?(\w+\.\w+) = (.*)", written)
         if found and "ConfigDict" not in found[2]:
             said[found[1]] = "  # " in line or above.strip().startswith("# ")
     assert said.keys() == configfile.flat(_base()).keys()
@@ -319,6 +319,10 @@ AT_LEAST_ONE = [
     "mesh.dcn_data",
     "mesh.dcn_fsdp",
     "sample.num_samples",
+    "synthetic.num_states",
+    "synthetic.num_components",
+    "synthetic.num_tokens",
+    "synthetic.num_eval_tokens",
 ]
 AT_LEAST_ZERO = [
     "eval.every",
@@ -334,6 +338,8 @@ AT_LEAST_ZERO = [
     "sample.temperature",
     "sample.top_k",
     "train.seed",
+    "synthetic.zipf",
+    "synthetic.seed",
 ]
 RANGES = [
     *[(key, 0, ">= 1") for key in AT_LEAST_ONE],
@@ -347,6 +353,10 @@ RANGES = [
     ("train.ema_decay", 1.0, "at least 0 and below 1"),
     ("optimizer.learning_rate", 0.0, "> 0"),
     ("optimizer.epsilon", 0.0, "> 0"),
+    ("synthetic.concentration", 0.0, "> 0"),
+    ("synthetic.num_symbols", 1, "from 2 to 50000"),
+    ("synthetic.num_symbols", 50_001, "from 2 to 50000"),
+    ("synthetic.mean_length", 0.5, "from 1 to 100000"),
     ("sample.top_p", 0.0, "above 0 and at most 1"),
     ("sample.top_p", 1.5, "above 0 and at most 1"),
 ]
@@ -405,6 +415,54 @@ def test_the_best_can_only_be_kept_where_every_save_is_evaluated(save, evaluate)
     )
     configs.check(_raw(checkpoint__keep_best=0, **given))
     configs.check(_raw(checkpoint__keep_best=1, checkpoint__every=80, eval__every=40))
+
+
+# Of a source of symbols, whose prompt is of them too.
+SYMBOLS = {
+    "data__source": "synthetic",
+    "data__tokenizer": "symbols",
+    "sample__prompt": "def",
+}
+
+
+def test_symbols_go_with_the_synthetic_source_and_only_with_it():
+    configs.check(_raw(**SYMBOLS))
+    assert _mistake(_raw(**SYMBOLS | {"data__tokenizer": "bytes"})) == (
+        "config.data.tokenizer must be symbols when data.source is synthetic; got "
+        "'bytes'."
+    )
+    assert _mistake(_raw(**SYMBOLS | {"data__source": "stdlib"})) == (
+        "config.data.tokenizer must be bytes, bpe or a tokenizer.json unless "
+        "data.source is synthetic; got 'symbols'."
+    )
+
+
+def test_a_prompt_of_other_characters_is_refused_unless_there_is_no_sample():
+    assert _mistake(_raw(**SYMBOLS | {"sample__prompt": "def "})) == (
+        "sample.prompt must be of the 256 symbols from '!' to 'Ń', which the synthetic "
+        "source writes; got 'def ' with ' '. Set --config.sample.prompt='' or "
+        "--config.sample.num_tokens=0."
+    )
+    configs.check(_raw(**SYMBOLS | {"sample__prompt": ""}))
+    configs.check(_raw(**SYMBOLS, sample__num_tokens=0, synthetic__num_symbols=2))
+
+
+@pytest.mark.parametrize(
+    "given, entries",
+    [
+        ({"num_symbols": 8193}, "67,125,249"),
+        ({"num_symbols": 5000, "num_components": 3}, "75,000,000"),
+        ({"kind": "hmm", "num_symbols": 9000, "num_states": 5000}, "70,000,000"),
+    ],
+)
+def test_tables_that_are_too_large_are_refused(given, entries):
+    given = {f"synthetic__{key}": value for key, value in given.items()}
+    assert _mistake(_raw(**SYMBOLS, **given)) == (
+        "the tables of the synthetic section must have at most 67,108,864 "
+        f"probabilities; got {entries}. Lower synthetic.num_symbols, num_states or "
+        "num_components."
+    )
+    configs.check(_raw(**given))  # which no other source reads
 
 
 def test_an_impossible_model_is_refused_at_the_door():

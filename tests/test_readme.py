@@ -8,6 +8,7 @@ import pytest
 
 from fm_jax import cli, flags
 from fm_jax import config as configs
+from fm_jax.sweeps import sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -35,7 +36,9 @@ def test_a_command_of_the_readme_is_taken(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     command = cli.COMMANDS[words[0]]
     _, raw = flags.parse(command, words[1:])
-    if command.takes_config:
+    if words[0] == "sweep":
+        sweep.check(raw)
+    elif command.takes_config:
         configs.check(raw)
 
 

@@ -21,7 +21,7 @@ RECORD = {
 }
 
 
-def _make(path, *, state="done", loss=4.0):
+def _make(path, *, state="done", loss=4.0, **closing):
     run = Run(path)
     run.begin()
     run.write_config(RECORD)
@@ -50,6 +50,7 @@ def _make(path, *, state="done", loss=4.0):
             "time/eval_seconds": 3.0,
             "time/data_seconds": 3.0,
             "perf/median_step_seconds": 0.0712345,
+            **closing,
         }
     )
     predicted = {"predicted/memory_bytes": 987_654_321, "memory/peak_bytes": 1.2e9}
@@ -154,6 +155,17 @@ def test_the_summary_holds_the_last_numbers_of_a_run(one):
         "state": "done",
     }.items():
         assert _cells(text, label) == [value], label
+
+
+def test_the_best_possible_loss_is_shown_where_it_is_known(one, tmp_path):
+    text, _ = one
+    assert "best possible" not in text
+    known = {"final/bayes_loss": 2.4012, "final/excess_loss": 0.0309}
+    paths = [_make(tmp_path / "known", **known), _make(tmp_path / "unknown")]
+    text, page = _page(*paths, out=tmp_path / "both.html")
+    assert _cells(text, "best possible, Bayes (nats/token)") == ["2.4012", ""]
+    assert _cells(text, "held-out above it (nats/token)") == ["0.0309", ""]
+    assert "best possible (Bayes), held out" in "".join(page.text)
 
 
 def test_the_time_is_shown_by_phase_as_parts_of_the_whole(one):

@@ -98,10 +98,14 @@ class EvalBatches(Sequence):
     def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        return self.windows.rows(self.indices(index))
+
+    def indices(self, index: int) -> np.ndarray:
+        """Return the window indices of `rows` of batch `index`; -1 is padding."""
         num_rows, num_windows = len(self) * self.batch_size, len(self.windows)
         rows = index * self.batch_size + self.rows
         rows = rows * max(num_rows, num_windows) // num_rows
-        return self.windows.rows(np.where(rows < num_windows, rows, -1))
+        return np.where(rows < num_windows, rows, -1)
 
 
 def prefetch(batches: Sequence, start: int = 0) -> Iterator[Batch]:

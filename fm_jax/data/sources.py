@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fm_jax.data import files as text_files
+from fm_jax.data import synthetic as synthetic_text
 from fm_jax.errors import UserError, unknown
 
 SPLITS = ("train", "eval")
-KINDS = ("stdlib", "text", "tfds")
+KINDS = ("stdlib", "text", "tfds", "synthetic")
 ON_BAD_TEXT = ("error", "skip", "replace")
 
 
@@ -213,8 +214,12 @@ def make(
     eval_split: str,
     text_field: str,
     on_bad_text: str,
-) -> Files | Tfds:
-    """Return the source that the data section of a config describes."""
+    synthetic: dict,
+) -> Files | Tfds | synthetic_text.Synthetic:
+    """Return the source that the data section of a config describes.
+
+    synthetic: the fields of that section, for the source of this name.
+    """
     if on_bad_text not in ON_BAD_TEXT:
         raise unknown("data.on_bad_text", on_bad_text, ON_BAD_TEXT)
     by_hash = {
@@ -255,6 +260,8 @@ def make(
             eval_fraction=eval_fraction,
             **options,
         )
+    if source == "synthetic":
+        return synthetic_text.make(**synthetic)
     raise unknown("data.source", source, KINDS)
 
 

@@ -1,4 +1,4 @@
-"""Text to ids and back: raw bytes, BPE trained here, or any tokenizer.json."""
+"""Text to ids and back: bytes, BPE trained here, any tokenizer.json, or symbols."""
 
 import functools
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fm_jax.data import files
+from fm_jax.data import files, synthetic
 from fm_jax.errors import UserError
 
 END = "<|endoftext|>"
@@ -65,6 +65,53 @@ class ByteTokenizer(Tokenizer):
 
     def to_json(self):
         return json.dumps({"fm_jax_tokenizer": "bytes"})
+
+
+class SymbolTokenizer(Tokenizer):
+    """An id for each character that a synthetic source writes, and one for the end."""
+
+    def __init__(self, num_symbols: int):
+        self.end_id, self.vocab_size = num_symbols, num_symbols + 1
+        self._letters_V = synthetic.alphabet(num_symbols).astype("<u4")
+        lengths = [len(chr(letter).encode()) for letter in self._letters_V]
+        self.byte_lengths = np.array([*lengths, 0], np.int32)
+
+    def encode_batch(self, texts):
+        rows = []
+        for text in texts:
+            if stranger := self.stranger(text):
+                raise UserError(
+                    f"text must be of {self.shown} alone; got {stranger!r} in "
+                    f"{text[:40]!r}."
+                )
+            rows.append(self._find(text).astype(np.uint32))
+        return rows
+
+    def stranger(self, text: str) -> str:
+        """Return the first character of a text that has no id, or ""."""
+        found = np.minimum(self._find(text), self.end_id - 1)
+        strange = np.flatnonzero(self._letters_V[found] != _code_points(text))
+        return text[strange[0]] if len(strange) else ""
+
+    @property
+    def shown(self) -> str:
+        """The characters that have an id, in words."""
+        first, last = (chr(self._letters_V[i]) for i in (0, -1))
+        return f"the {self.end_id} symbols from {first!r} to {last!r}"
+
+    def decode(self, ids):
+        known = [i for i in map(int, ids) if i < self.end_id]
+        return self._letters_V[known].tobytes().decode("utf-32-le")
+
+    def to_json(self):
+        return json.dumps({"fm_jax_tokenizer": "symbols", "num_symbols": self.end_id})
+
+    def _find(self, text: str) -> np.ndarray:
+        return np.searchsorted(self._letters_V, _code_points(text))
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 class JsonTokenizer(Tokenizer):
@@ -155,7 +202,7 @@ class JsonTokenizer(Tokenizer):
 
 
 def load(path: Path, *, end_token: str = "") -> Tokenizer:
-    """Return the tokenizer in a JSON file: ours for bytes, or a tokenizer.json.
+    """Return the tokenizer in a JSON file: one of ours, or a tokenizer.json.
 
     Raises UserError when the file is missing or is not a tokenizer.
     """
@@ -167,8 +214,11 @@ def load(path: Path, *, end_token: str = "") -> Tokenizer:
             f"{str(path)!r} ({error})."
         ) from error
     try:
-        if json.loads(text).get("fm_jax_tokenizer") == "bytes":
+        ours = json.loads(text)
+        if ours.get("fm_jax_tokenizer") == "bytes":
             return ByteTokenizer()
+        if ours.get("fm_jax_tokenizer") == "symbols":
+            return SymbolTokenizer(ours["num_symbols"])
         return JsonTokenizer(text, end_token=end_token)
     except UserError:
         raise

@@ -1,26 +1,85 @@
 """How likely a model finds held-out text: loss, bits per byte, accuracy."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 LN2 = math.log(2)
+# Below the best possible loss by chance: of text that the source wrote, a gain of this
+# many nats has a probability of at most exp(-20), whatever the model.
+CHANCE_NATS = 20
+CHANCE_ERRORS = 5  # standard errors: more than rounding makes of much text
 
 
-def evaluate(eval_step: Callable, params: dict, batches: Iterable) -> dict[str, float]:
+def evaluate(
+    eval_step: Callable,
+    params: dict,
+    batches: Iterable,
+    *,
+    bayes: Sequence[float] | None = None,
+) -> dict[str, float]:
     """Return metrics of `params` over batches that are already on the mesh.
 
     eval_step(params, batch) gives sums `nll` (nats), `weight`, `correct`, `bytes`. Sums
-    are added in float64 and divided once. loss is in nats per token.
+    are added in float64 and divided once. loss is in nats per token. loss_se is its
+    standard error as an estimate of the loss on all such text, batches taken as
+    clusters; it says nothing of other seeds of training.
+
+    bayes: the least nats of each batch, where the source's probabilities are known.
+    Then `bayes_loss` is their mean, `excess_loss` what the loss is above it, with its
+    own `excess_se`. Standard errors are left out where only one batch has weight.
     """
-    totals: dict[str, float] = {}
+    rows = []
     for batch in batches:
-        for name, value in eval_step(params, batch).items():
-            totals[name] = totals.get(name, 0.0) + float(np.asarray(value))
-    return {
-        "loss": totals["nll"] / totals["weight"],
-        "bits_per_byte": totals["nll"] / LN2 / totals["bytes"],
-        "accuracy": totals["correct"] / totals["weight"],
-        "tokens": totals["weight"],
+        sums = eval_step(params, batch)
+        rows.append({name: float(np.asarray(value)) for name, value in sums.items()})
+    sums = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    nll, weight = sums["nll"], sums["weight"]
+    found = {
+        "loss": nll.sum() / weight.sum(),
+        "bits_per_byte": nll.sum() / LN2 / sums["bytes"].sum(),
+        "accuracy": sums["correct"].sum() / weight.sum(),
+        "tokens": weight.sum(),
     }
+    clustered = {"loss_se": nll}
+    if bayes is not None:
+        excess = np.subtract(nll, bayes)
+        found["bayes_loss"] = np.sum(bayes) / weight.sum()
+        found["excess_loss"] = excess.sum() / weight.sum()
+        clustered["excess_se"] = excess
+    if np.count_nonzero(weight) > 1:
+        found |= {name: _error(x, weight) for name, x in clustered.items()}
+    return {name: float(value) for name, value in found.items()}
+
+
+def below_bayes(metrics: dict[str, float]) -> str:
+    """Return a line that says so where a loss is below the least, beyond chance.
+
+    "" where it is not, or the least loss is not known. One batch has no standard error:
+    then the nats alone decide.
+    """
+    if "excess_loss" not in metrics:
+        return ""
+    excess, error = metrics["excess_loss"], metrics.get("excess_se", 0.0)
+    nats = -excess * metrics["tokens"]
+    if nats <= CHANCE_NATS or -excess <= CHANCE_ERRORS * error:
+        return ""
+    return (
+        "the held-out loss must not be below the source's Bayes loss; got "
+        f"{metrics['loss']:.6f} against {metrics['bayes_loss']:.6f} nats/token, "
+        f"{nats:,.0f} nats in all and {error:.2g} nats/token of standard error. "
+        "This is a bug of evaluation, or held-out text has leaked into training."
+    )
+
+
+def _error(sums: np.ndarray, weights: np.ndarray) -> float:
+    """Return the standard error of sum(sums) / sum(weights) over clusters.
+
+    The linearised ratio estimator (Cochran, Sampling Techniques, 1977, ch. 6).
+    """
+    real = weights > 0
+    count = np.count_nonzero(real)
+    residuals = (sums - weights * sums.sum() / weights.sum())[real]
+    spread = np.sum(residuals**2) * count / (count - 1)
+    return math.sqrt(spread) / weights.sum()

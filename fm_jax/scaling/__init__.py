@@ -1,1 +1,1 @@
-"""Scaling laws: plan runs, run them, fit what came out, predict. Imports no jax."""
+"""Scaling laws: fitted to a table of runs, checked, and read. Imports no jax."""

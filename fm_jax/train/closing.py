@@ -11,6 +11,8 @@ from fm_jax.train.step import TrainState
 def samples(parts: Parts, data: Data, state: TrainState) -> list[str]:
     """Return the texts that the model writes at the end, prompt and all."""
     sample, model = parts.config.sample, parts.config.model
+    if not sample.num_tokens:
+        return []  # and a prompt that the tokenizer has no ids for is no matter
     tokenizer = data.tokenizer
     prompt = [tokenizer.end_id, *tokenizer.encode_batch([sample.prompt])[0]]
     num_tokens = sample.num_tokens

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from fm_jax import checkpoints, meshes, optimizers, sharding
 from fm_jax import config as configs
 from fm_jax.accelerators import Chip
 from fm_jax.compiled import estimates
 from fm_jax.data import batches, sources, store, tokenizers
+from fm_jax.data.chains import Chain
 from fm_jax.data.examples import Windows
 from fm_jax.data.tokenizers import Tokenizer
 from fm_jax.errors import UserError
@@ -23,11 +25,25 @@ from fm_jax.train import step as steps
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The tokenizer and the windows of both splits."""
+    """The tokenizer, the windows of both splits, and what wrote them where known."""
 
     tokenizer: Tokenizer
     train: Windows
     eval: Windows
+    chain: Chain | None = None
+
+    @functools.cached_property
+    def eval_bayes(self) -> np.ndarray | None:
+        """Summed nats of each held-out window under what wrote it, float64; or None."""
+        if self.chain is None:
+            return None
+        every = np.arange(len(self.eval))
+        sums = []
+        for some in np.array_split(every, -(-every.size * self.eval.length // 2**20)):
+            rows = self.eval.rows(some)
+            names = ("tokens", "targets", "loss_weights")
+            sums.append(self.chain.bayes_nll(*(rows[n] for n in names)).sum(1))
+        return np.concatenate(sums)
 
 
 def open_data(
@@ -51,6 +67,7 @@ def open_data(
         eval_split=data.eval_split,
         text_field=data.text_field,
         on_bad_text=data.on_bad_text,
+        synthetic=dataclasses.asdict(config.synthetic),
     )
     identities = {split: source.identity(split) for split in sources.SPLITS}
     tokenizer = _tokenizer(data, cache, source, identities["train"], say, may_build)
@@ -65,7 +82,8 @@ def open_data(
             may_build=may_build,
         )
         windows[split] = Windows(found, tokenizer, data.max_length, data.mask_documents)
-    return Data(tokenizer, windows["train"], windows["eval"])
+    chain = source.chain if data.source == "synthetic" else None
+    return Data(tokenizer, windows["train"], windows["eval"], chain)
 
 
 def _tokenizer(
@@ -73,6 +91,8 @@ def _tokenizer(
 ) -> Tokenizer:
     if data.tokenizer == "bytes":
         return tokenizers.ByteTokenizer()
+    if data.tokenizer == "symbols":
+        return tokenizers.SymbolTokenizer(source.chain.num_symbols)
     if data.tokenizer != "bpe":
         return tokenizers.load(
             Path(data.tokenizer).expanduser(), end_token=data.end_token
@@ -298,6 +318,16 @@ def held_out(
     held = sharding.local_rows(rows, layout)
     plan = batches.EvalBatches(windows, rows, held, max_batches)
     return (sharding.put_batch(b, rows, layout) for b in batches.prefetch(plan))
+
+
+def held_out_bayes(data: Data, rows: int, *, max_batches: int = 0) -> list | None:
+    """Return the least nats of each batch that `held_out` gives, where it is known."""
+    if data.eval_bayes is None:
+        return None
+    # One more window, of no nats: what the index of padding, -1, finds.
+    nats = np.append(data.eval_bayes, 0.0)
+    plan = batches.EvalBatches(data.eval, rows, np.arange(rows), max_batches)
+    return [nats[plan.indices(i)].sum() for i in range(len(plan))]
 
 
 def use_compile_cache(folder: str) -> None:

@@ -82,6 +82,7 @@ def evaluate(path: Path, step: str = "latest") -> dict[str, float]:
             jax.jit(make_eval_step(held.model, loss_chunk=loss_chunk)),
             held.params,
             compose.held_out(data.eval, rows, layout),
+            bayes=compose.held_out_bayes(data, rows),
         )
 
 

@@ -7,7 +7,7 @@ import jax
 from fm_jax.machine import git_state
 from fm_jax.models import counts
 from fm_jax.runs import Run
-from fm_jax.scaling import schema
+from fm_jax.tables import schema
 from fm_jax.train import beginning
 from fm_jax.train.compose import Data, Parts
 

@@ -1,6 +1,7 @@
 """One training run, from a checked config to a finished run folder."""
 
 import contextlib
+import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -205,13 +206,13 @@ class _Trainer:
         row = {}
         if self._evaluates(step):
             numbers = self._evaluate(state, self.config.eval.max_batches)
-            row = {f"eval/{name}": value for name, value in numbers.items()}
+            row = self._row("eval", numbers)
             self.run.append({"step": step, **row})
             if step < self.parts.num_steps:
                 self.table.add(step, numbers)
             self._say(
                 f"step {step}: held-out loss {numbers['loss']:.4f} nats/token, "
-                f"{numbers['bits_per_byte']:.4f} bits/byte"
+                f"{numbers['bits_per_byte']:.4f} bits/byte{_above_bayes(numbers)}"
             )
         if self._saves(step):
             with self.clock.phase("checkpoint"):
@@ -262,7 +263,18 @@ class _Trainer:
                 self.parts.eval_step,
                 state.weights(),
                 compose.eval_batches(self.parts, self.data, max_batches),
+                bayes=compose.held_out_bayes(
+                    self.data, self.config.eval.batch_size, max_batches=max_batches
+                ),
             )
+
+    def _row(self, split: str, numbers: dict[str, float]) -> dict[str, float]:
+        """Return held-out metrics as a row's; say so where a bug is sure."""
+        row = {f"{split}/{name}": value for name, value in numbers.items()}
+        if said := likelihood.below_bayes(numbers):
+            self._say(f"WARNING: {said}")
+            row["excess/below_bayes"] = 1
+        return row
 
     # ---- the end
 
@@ -301,7 +313,7 @@ class _Trainer:
         run.append(
             {
                 "step": self.parts.num_steps,
-                **{f"final/{name}": value for name, value in final.items()},
+                **self._row("final", final),
                 "gzip/bits_per_byte": gzip_bits,
                 "memory/peak_host_bytes": machine.peak_memory_bytes(),
                 "compile/seconds": self.compiles.seconds,
@@ -316,7 +328,7 @@ class _Trainer:
         self._say(
             f"all held-out text, {held_out.num_bytes:,} bytes: "
             f"{final['bits_per_byte']:.4f} bits/byte by this model, "
-            f"{gzip_bits:.4f} by gzip -9"
+            f"{gzip_bits:.4f} by gzip -9{_above_bayes(final)}"
         )
         self.table.add(self.parts.num_steps, final)
         run.write("DONE", f"{self.parts.num_steps}\n")
@@ -329,10 +341,12 @@ class _Trainer:
         else:
             run.append({"step": self.parts.num_steps, **predicted})
         together.on_main(lambda: report.write([run.path], run.path / "report.html"))
+        sample = self.config.sample
+        prompt = shlex.quote(sample.prompt if sample.num_tokens else "")
         _print(
             f"run folder: {run.path}\n"
             "next:\n"
-            f"  fm generate --run={run.path} --prompt='class '\n"
+            f"  fm generate --run={run.path} --prompt={prompt}\n"
             f"  fm eval --run={run.path}\n"
             f"  fm report {run.path}    # makes report.html there again"
         )
@@ -340,6 +354,15 @@ class _Trainer:
     def _say(self, line: str) -> None:
         self.run.log(line)
         (self.progress.say if self.progress else _print)(line)
+
+
+def _above_bayes(numbers: dict[str, float]) -> str:
+    if "excess_loss" not in numbers:
+        return ""
+    return (
+        f"; {numbers['excess_loss']:.4f} nats/token above the best that any model can "
+        f"reach, {numbers['bayes_loss']:.4f}"
+    )
 
 
 def _print(line: str) -> None:

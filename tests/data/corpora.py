@@ -21,6 +21,7 @@ DEFAULTS = {
     "eval_split": "validation",
     "text_field": "text",
     "on_bad_text": "error",
+    "synthetic": {},
 }
 
 

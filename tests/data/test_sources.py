@@ -152,7 +152,7 @@ def test_a_split_by_hash_needs_a_fraction_between_0_and_1(source, fraction):
 def test_unknown_names_are_refused_nearest_first():
     assert refusal(make, source="txt") == (
         "data.source must be one of the known names; got 'txt'. "
-        "Did you mean 'text'? Known: text, stdlib, tfds"
+        "Did you mean 'text'? Known: text, stdlib, synthetic, tfds"
     )
     assert refusal(make, on_bad_text="skips") == (
         "data.on_bad_text must be one of the known names; got 'skips'. "

@@ -225,6 +225,7 @@ def test_changed_text_gives_another_store_and_leaves_the_first(tmp_path):
         "eval_split": "validation",
         "text_field": "text",
         "on_bad_text": "error",
+        "synthetic": {},
     }
     built = []
     for text in ["one", "two", "one"]:

@@ -9,7 +9,7 @@ import pytest
 import tokenizers as library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from fm_jax.data import tokenizers
+from fm_jax.data import synthetic, tokenizers
 from fm_jax.errors import UserError
 
 TORTURE = {
@@ -443,4 +443,35 @@ def test_a_tokenizer_file_that_is_not_text_is_refused(tmp_path):
     assert refusal(tokenizers.load, path).startswith(
         "data.tokenizer must be bytes, bpe or the path of a tokenizer.json; got "
         f"'{path}' ("
+    )
+
+
+# Symbols of a synthetic source.
+
+
+def test_symbols_are_ids_and_come_back_as_they_were(tmp_path):
+    tokenizer = tokenizers.SymbolTokenizer(300)
+    text = "".join(map(chr, synthetic.alphabet(300)))
+    ids, empty = tokenizer.encode_batch([text, ""])
+    assert ids.dtype == np.uint32
+    np.testing.assert_array_equal(ids, np.arange(300))
+    assert len(empty) == 0
+    assert tokenizer.decode([300, *ids, 300]) == text
+    assert (tokenizer.vocab_size, tokenizer.end_id) == (301, 300)
+    lengths = [len(letter.encode()) for letter in text]
+    assert set(lengths) == {1, 2}
+    np.testing.assert_array_equal(tokenizer.byte_lengths, [*lengths, 0])
+    again = load(tmp_path, tokenizer.to_json())
+    assert again.fingerprint == tokenizer.fingerprint
+    np.testing.assert_array_equal(again.encode_batch([text])[0], ids)
+    assert tokenizers.SymbolTokenizer(299).fingerprint != tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("stranger", [" ", "#", "\n", "\U0001f642", "\ud800"])
+def test_a_character_that_is_no_symbol_is_refused(stranger):
+    tokenizer = tokenizers.SymbolTokenizer(2)
+    text = f'!"{stranger}!'
+    assert refusal(tokenizer.encode_batch, ['!"', text]) == (
+        "text must be of the 2 symbols from '!' to '\"' alone; got "
+        f"{stranger!r} in {text!r}."
     )

@@ -26,6 +26,8 @@ def test_metrics_are_sums_over_all_batches_divided_once():
         "bits_per_byte": pytest.approx(9 / math.log(2) / 36, rel=1e-15),
         "accuracy": 7 / 12,
         "tokens": 12.0,
+        # Residuals 6 - 0.75 * 2 and 3 - 0.75 * 10: sqrt(2 / 1 * 2 * 4.5^2) / 12.
+        "loss_se": pytest.approx(9 / 12, rel=1e-15),
     }
 
 
@@ -80,3 +82,90 @@ def test_a_model_that_knows_nothing_has_the_loss_of_a_uniform_guess():
     assert found["tokens"] == 31
     assert found["loss"] == pytest.approx(math.log(vocab), rel=1e-6)
     assert found["bits_per_byte"] == pytest.approx(math.log2(vocab) / 3, rel=1e-6)
+
+
+# ---- standard errors
+
+
+def test_the_standard_error_is_the_spread_of_the_loss_over_draws_of_the_text():
+    rng = np.random.default_rng(0)
+    losses, errors = [], []
+    for _ in range(3000):
+        weight = rng.integers(20, 60, 40)
+        nll = weight * (2 + rng.normal(0, 0.3, 40))  # batches are clusters
+        batches = [_sums(*pair) for pair in zip(nll, weight, strict=True)]
+        found = likelihood.evaluate(_pass_through, {}, batches)
+        losses.append(found["loss"])
+        errors.append(found["loss_se"])
+    assert np.mean(errors) == pytest.approx(np.std(losses), rel=0.05)
+
+
+def test_the_standard_error_of_equal_batches_is_that_of_a_mean():
+    nll = [3.0, 5.0, 4.0, 8.0]
+    found = likelihood.evaluate(_pass_through, {}, [_sums(x, 2.0) for x in nll])
+    expected = np.std(np.array(nll) / 2, ddof=1) / math.sqrt(4)
+    assert found["loss_se"] == pytest.approx(expected, rel=1e-14)
+
+
+def test_one_batch_has_no_standard_error():
+    batches = [_sums(6.0, 2.0), _sums(0.0, 0.0, 0.0, 0.0)]
+    found = likelihood.evaluate(_pass_through, {}, batches, bayes=[5.0, 0.0])
+    assert not {"loss_se", "excess_se"} & found.keys()
+    assert found["excess_loss"] == 0.5
+
+
+# ---- beside the best possible loss
+
+
+def test_the_excess_is_what_the_loss_is_above_the_best_with_an_error_of_its_own():
+    batches = [_sums(6.0, 2.0), _sums(30.0, 10.0), _sums(3.0, 3.0)]
+    best = [5.0, 25.0, 1.5]  # the excess is the same for each token
+    found = likelihood.evaluate(_pass_through, {}, batches, bayes=best)
+    assert found["bayes_loss"] == pytest.approx(31.5 / 15, rel=1e-15)
+    assert found["excess_loss"] == pytest.approx(0.5, rel=1e-15)
+    assert found["excess_se"] == pytest.approx(0, abs=1e-15)
+    assert found["loss_se"] > 0.1
+
+
+def test_as_many_best_losses_as_batches_are_demanded():
+    with pytest.raises(ValueError, match="shape"):
+        likelihood.evaluate(_pass_through, {}, [_sums(6.0, 2.0)] * 3, bayes=[1.0, 2.0])
+
+
+def _metrics(gains, weight=1000.0):
+    """Return metrics of batches that are below the best by `gains` nats a token."""
+    best = [2.0 * weight] * len(gains)
+    batches = [_sums((2.0 - gain) * weight, weight) for gain in gains]
+    return likelihood.evaluate(_pass_through, {}, batches, bayes=best)
+
+
+def test_a_loss_below_the_best_beyond_chance_is_told():
+    # 90 nats in all: a model that knows more than there is to know.
+    found = _metrics([0.03, 0.029, 0.031])
+    assert likelihood.below_bayes(found) == (
+        "the held-out loss must not be below the source's Bayes loss; got 1.970000 "
+        "against 2.000000 nats/token, 90 nats in all and 0.00058 nats/token of "
+        "standard error. This is a bug of evaluation, or held-out text has leaked "
+        "into training."
+    )
+    assert likelihood.below_bayes(_metrics([0.03])).endswith("into training.")
+
+
+@pytest.mark.parametrize(
+    "gains",
+    [
+        [-0.03, -0.029, -0.031],  # above it, as it must be
+        [0.0, 0.0, 0.0],
+        [0.006, 0.0059, 0.0061],  # by 18 nats
+        [0.03, -0.03, 0.09],  # by 90, within the spread of batches
+        [0.01],
+    ],
+)
+def test_a_loss_that_chance_explains_is_not_told(gains):
+    assert not likelihood.below_bayes(_metrics(gains))
+
+
+def test_nothing_is_told_where_the_best_is_not_known():
+    found = likelihood.evaluate(_pass_through, {}, [_sums(6.0, 2.0)])
+    assert "bayes_loss" not in found
+    assert not likelihood.below_bayes(found)

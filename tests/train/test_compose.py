@@ -273,3 +273,46 @@ def test_no_device_ever_has_more_of_a_weight_than_its_share(born):
     shares = zip(jax.tree.leaves(parts.abstract), _cuts(parts), strict=True)
     largest = max(leaf.size // cut for leaf, cut in shares)
     assert max(sizes) == largest
+
+
+# ---- the best possible loss
+
+
+@pytest.mark.parametrize("max_batches", [0, 1, 3, 1000])
+@pytest.mark.parametrize("mask_documents", [True, False])
+def test_each_held_out_batch_has_the_best_loss_of_its_own_rows(
+    max_batches, mask_documents, tmp_path
+):
+    given = {
+        "data__source": "synthetic",
+        "data__tokenizer": "symbols",
+        "data__mask_documents": mask_documents,
+        "data__cache_dir": str(tmp_path),
+        "synthetic__kind": "hmm",
+        "synthetic__num_symbols": 21,
+        "synthetic__mean_length": 9.0,
+        "synthetic__num_tokens": 300,
+        "synthetic__num_eval_tokens": 2000,
+        "sample__num_tokens": 0,
+    }
+    config = _config("dense", **given)
+    data = compose.open_data(config, lambda line: None)
+    assert len(data.eval) % ROWS  # so that the last batch is padded
+    layout = compose.open_layout(config)
+    held = compose.held_out(data.eval, ROWS, layout, max_batches=max_batches)
+    found = compose.held_out_bayes(data, ROWS, max_batches=max_batches)
+    for batch, nats in zip(held, found, strict=True):
+        names = ("tokens", "targets", "loss_weights")
+        expected = data.chain.bayes_nll(*(np.asarray(batch[n]) for n in names)).sum()
+        assert nats == pytest.approx(expected, rel=1e-12)
+    if max_batches in (0, 1000):
+        assert sum(found) == pytest.approx(data.eval_bayes.sum(), rel=1e-12)
+
+
+def test_other_text_has_no_best_loss_that_is_known(corpus, tmp_path):
+    given = {"data__source": "text", "data__paths": (str(corpus),)}
+    given |= {"data__tokenizer": "bytes", "data__eval_fraction": 0.2}
+    config = _config("dense", **given, data__cache_dir=str(tmp_path))
+    data = compose.open_data(config, lambda line: None)
+    assert data.eval_bayes is None
+    assert compose.held_out_bayes(data, ROWS) is None

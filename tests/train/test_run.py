@@ -14,7 +14,9 @@ import pytest
 
 from fm_jax import trees
 from fm_jax.checkpoints import Checkpoints
+from fm_jax.data import synthetic as synthetic_text
 from fm_jax.runs import Run
+from fm_jax.train import run as train_run
 
 
 @pytest.fixture(scope="module")
@@ -420,3 +422,92 @@ def test_json_lines_are_objects_with_a_step(finished):
     run, _ = finished
     for line in (run.path / "metrics.jsonl").read_text().splitlines():
         assert isinstance(json.loads(line)["step"], int)
+
+
+# ---- a source whose best possible loss is known
+
+SYNTHETIC = [
+    "--config.data.source=synthetic",
+    "--config.data.tokenizer=symbols",
+    "--config.synthetic.num_symbols=19",
+    "--config.synthetic.mean_length=30",
+    "--config.synthetic.num_tokens=6000",
+    "--config.synthetic.num_eval_tokens=3000",
+    "--config.sample.prompt=$%",
+]
+
+
+@pytest.fixture(scope="module")
+def synthetic(fm, tiny, tmp_path_factory) -> tuple[Run, str]:
+    """Return a run of sixty steps on symbols, and what it printed."""
+    path = tmp_path_factory.mktemp("runs") / "synthetic"
+    flags = ["--config.synthetic.kind=hmm", "--config.train.steps=60"]
+    done = fm("train", *tiny, *SYNTHETIC, *flags, f"--workdir={path}")
+    assert done.returncode == 0, done.stderr
+    return Run(path), done.stderr
+
+
+def test_a_run_on_a_known_source_stands_above_the_best_possible_loss(synthetic):
+    run, printed = synthetic
+    for split, count in (("eval", 6), ("final", 1)):
+        loss, best, excess, error, spread = (
+            run.series(f"{split}/{name}")[1]
+            for name in ("loss", "bayes_loss", "excess_loss", "excess_se", "loss_se")
+        )
+        assert len(loss) == len(error) == len(spread) == count
+        np.testing.assert_allclose(np.subtract(loss, best), excess, rtol=1e-9)
+        assert min(excess) > 0.02
+        assert excess[-1] > 5 * error[-1]
+        assert len(set(best)) == 1  # the same windows each time
+    _, excess = run.series("eval/excess_loss")
+    assert excess[-1] < excess[0] - 0.1
+    assert "nats/token above the best that any model can reach" in printed
+    assert "a sample, going on from '$%'" in printed
+    assert "--prompt='$%'" in printed
+    assert "WARNING" not in printed
+    assert run.series("excess/below_bayes") == ([], [])
+    assert "held-out above it (nats/token)" in (run.path / "report.html").read_text()
+
+
+def test_the_best_possible_loss_is_that_of_all_the_held_out_text(synthetic):
+    run, _ = synthetic
+    source = synthetic_text.make(**run.read_config()["config"]["synthetic"])
+    end, nats, tokens = source.chain.end_id, 0.0, 0
+    # Rows of 16 cut the stream: the same is done here by hand, from the text alone.
+    letters = {chr(c): i for i, c in enumerate(synthetic_text.alphabet(19))}
+    stream = [end]
+    for text in source.documents("eval"):
+        stream += [*(letters[c] for c in text), end]
+    for start in range(0, len(stream) - 1, 16):
+        row = np.array([stream[start : start + 17]])
+        ones = np.ones((1, row.shape[1] - 1))
+        nats += source.chain.bayes_nll(row[:, :-1], row[:, 1:], ones).sum()
+        tokens += ones.size
+    assert run.series("final/tokens")[1] == [tokens]
+    assert run.series("final/bayes_loss")[1][0] == pytest.approx(nats / tokens)
+
+
+def test_evaluating_again_gives_the_same_excess(fm, synthetic):
+    run, _ = synthetic
+    done = fm("eval", f"--run={run.path}")
+    assert done.returncode == 0, done.stderr
+    found = dict(line.split() for line in done.stdout.splitlines())
+    for name in ("loss", "bayes_loss", "excess_loss"):
+        expected = run.series(f"final/{name}")[1][0]
+        assert float(found[name]) == pytest.approx(expected, rel=1e-4), name
+    assert "WARNING" not in done.stderr
+
+
+def test_a_loss_below_the_best_is_said_loudly_and_recorded():
+    said = []
+    trainer = object.__new__(train_run._Trainer)
+    trainer._say = said.append
+    numbers = {"loss": 1.9, "bayes_loss": 2.0, "excess_loss": -0.1, "excess_se": 0.001}
+    row = trainer._row("final", numbers | {"tokens": 1000.0})
+    assert row["excess/below_bayes"] == 1
+    assert row["final/excess_loss"] == -0.1
+    (line,) = said
+    assert line.startswith("WARNING: the held-out loss must not be below the source's")
+    above = numbers | {"loss": 2.1, "excess_loss": 0.1, "tokens": 1000.0}
+    assert "excess/below_bayes" not in trainer._row("final", above)
+    assert len(said) == 1

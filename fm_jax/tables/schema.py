@@ -1,4 +1,4 @@
-"""The columns of the run table, versioned: one row per run and evaluated checkpoint.
+"""The run table: its columns, versioned, a row per run and evaluated checkpoint.
 
 A run appends its rows to `table.jsonl` in its folder, one JSON object a line. A run
 that goes on from a checkpoint may write a step again: the last row of a (run_id, step)
@@ -61,6 +61,14 @@ COLUMNS: dict[str, tuple[type, str]] = {
     "embed_dim": (int, "width of the model"),
     "num_layers": (int, "depth of the model"),
 }
+
+# What a sweep knows of its runs stands after the columns that a run writes.
+PLANNED: dict[str, tuple[type, str]] = {
+    "name": (str, "the run's folder"),
+    "budget_flops": (float, "the isoFLOP budget that the run was planned for"),
+    "replicate": (int, "which repetition of the same plan"),
+}
+WRITTEN = {**COLUMNS, **PLANNED}
 
 _KINDS = {
     int: (numbers.Integral, "an integer"),

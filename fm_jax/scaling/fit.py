@@ -1,0 +1,370 @@
+"""From a table of runs to a fit: estimates, intervals, checks, and files to keep."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fm_jax import configfile
+from fm_jax.errors import UserError, unknown
+from fm_jax.runs import Run
+from fm_jax.scaling import checks, envelope, frontier, laws, problem, rates, slices
+from fm_jax.tables import table
+
+FORMAT = 1
+FILE, DRAWS = "fit.json", "draws.npz"
+SPACES = ("log", "linear")
+BEYOND = (1.0, 10.0, 100.0)  # times the largest compute, where optima are shown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to fit. `fixed` holds parameters; `bootstrap` "auto" chooses by the runs."""
+
+    law: str = "chinchilla"
+    count: str = "total"
+    flops: str = "auto"
+    delta: float = 1e-3
+    space: str = "log"
+    fixed: dict[str, float] = dataclasses.field(default_factory=dict)
+    mapping: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    duplicates: str = "refuse"
+    slices: str = "parabola"
+    bootstrap: str = "auto"
+    num_bootstraps: int = 4000
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UserError on a value that is wrong by itself."""
+        if self.space not in SPACES:
+            raise unknown("--space", self.space, SPACES)
+        if self.slices not in slices.METHODS:
+            raise unknown("--slices", self.slices, slices.METHODS)
+        if self.bootstrap not in ("auto", *problem.RESAMPLES):
+            raise unknown("--bootstrap", self.bootstrap, ("auto", *problem.RESAMPLES))
+        if not self.delta >= 0:
+            raise UserError(f"--delta must be >= 0, or inf; got {self.delta}.")
+        if self.num_bootstraps < 100:
+            raise UserError(
+                "--num_bootstraps must be at least 100 for an interval; got "
+                f"{self.num_bootstraps}."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed must be from 0 to {2**32 - 1}; got {self.seed}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A fit: `record` is what fit.json holds, `draws` what draws.npz holds."""
+
+    points: table.Points
+    law: laws.Law
+    record: dict[str, Any]
+    draws: dict[str, np.ndarray]
+
+
+def run(path: Path, options: Options) -> Fit:
+    """Fit all that a table allows: the law, and by slices and envelope where it can.
+
+    Raises UserError for a table or options that cannot be fitted.
+    """
+    options.check()
+    law = laws.find(options.law)
+    if options.fixed:
+        law = laws.fixed(law, **options.fixed)
+    reading = {
+        "flops": options.flops,
+        "mapping": options.mapping,
+        "exclude": options.exclude,
+        "duplicates": options.duplicates,
+    }
+    points = table.read(path, count=options.count, **reading)
+    asked = problem.of(points, law, delta=options.delta, space=options.space)
+    kind = options.bootstrap
+    if kind == "auto":
+        kind = problem.choose_resampling(asked)
+    fitted, draws, third = _parametric(asked, kind, options)
+    tested = checks.held_out(asked, fitted.theta, draws, kind=kind, seed=options.seed)
+    warnings = checks.warnings(asked, fitted, draws, tested)
+    by_slices, second, more = _by_slices(points, asked, fitted.theta, options)
+    by_envelope, first = _by_envelope(path, points, options, reading)
+    record = {
+        "format": FORMAT,
+        "inputs": points.record | {"columns_read": sorted(asked.columns)},
+        "options": dataclasses.asdict(options)
+        | {
+            "bootstrap": kind,
+            "objective": problem.objective_name(options.delta, options.space),
+        },
+        "range": _range(points),
+        "approach3": third,
+        "approach2": by_slices,
+        "approach1": by_envelope,
+        "optima": _optima(asked, fitted.theta, draws, points),
+        "held_out": tested,
+        "sensitivity": checks.sensitivity(asked, fitted.theta),
+        "warnings": warnings + more,
+    }
+    kept = {"approach3": draws}
+    kept |= {"approach2": second} if second is not None else {}
+    kept |= {"approach1": first} if first is not None else {}
+    record |= _by_count(path, points, law, kind, options, reading, kept)
+    record |= _rates(points, options)
+    record |= _floor(points, third)
+    record |= _sweep(path)
+    return Fit(points, law, _jsonable(record), kept)
+
+
+def _parametric(asked, kind, options) -> tuple[Any, np.ndarray, dict]:
+    """Return the law's fit, its draws [R, P], and what fit.json says of both."""
+    fitted = asked.fit()
+    draws, stray = asked.draws(
+        fitted.theta, kind=kind, num=options.num_bootstraps, seed=options.seed
+    )
+    names = asked.law.names
+    record = {"law": asked.law.name, "fixed": options.fixed, **options.fixed}
+    record |= dict(zip(names, map(float, fitted.theta), strict=True))
+    ci = {name: checks.interval(draws[:, i]) for i, name in enumerate(names)}
+    se = {name: float(np.std(draws[:, i], ddof=1)) for i, name in enumerate(names)}
+    exponents = asked.law.exponents(fitted.theta)
+    if exponents is not None:
+        drawn = asked.law.exponents(draws)
+        for name, value, ensemble in zip(("a", "b"), exponents, drawn, strict=True):
+            record[name] = float(value)
+            ci[name] = checks.interval(ensemble)
+            se[name] = float(np.nanstd(ensemble, ddof=1))
+    pair, value = checks.correlation(names, draws)
+    record |= {
+        "objective": fitted.objective,
+        "ci": ci,
+        "se": se,
+        "certificate": {
+            "gradient_norm": fitted.gradient_norm,
+            "starts": fitted.num_starts,
+            "agreeing": fitted.num_agreeing,
+            "converged": bool(fitted.converged),
+        },
+        "draws": len(draws),
+        "draws_not_converged": stray,
+        "residual_sd": float(np.std(asked.residuals(fitted.theta), ddof=1)),
+        "residual_mare": float(
+            np.mean(np.abs(np.expm1(-asked.residuals(fitted.theta))))
+        ),
+        "correlation": {"pair": list(pair), "value": value},
+    }
+    return fitted, draws, record
+
+
+def _by_slices(points, asked, theta, options):
+    """Return approach 2's record, its draws or None, and its warnings."""
+    planned = points.budget if np.any(np.isfinite(points.budget)) else None
+    columns = {"params": points.params, "tokens": points.tokens, "flops": points.flops}
+    found = slices.fit(
+        columns,
+        points.loss,
+        budget=planned,
+        method=options.slices,
+        seed=options.seed,
+    )
+    record = found.record()
+    if found.skipped:
+        return record, None, []
+    wrong = slices.bias(
+        asked.law,
+        theta,
+        points.params,
+        points.flops,
+        tokens=points.tokens,
+        budget=planned,
+        method=options.slices,
+        extra={n: c for n, c in asked.columns.items() if n not in columns},
+    )
+    mended = slices.corrected(found, wrong)
+    if not mended.skipped:
+        other = mended.record()
+        record["corrected"] = {name: other[name] for name in ("a", "b", "ci")}
+    warnings = [f"approach 2: {said}" for said in found.warnings]
+    return record, found.draws, warnings
+
+
+def _by_envelope(path, points, options, reading):
+    """Return approach 1's record and its draws, or why there are none."""
+    if len(points) == len(np.unique(points.run)):
+        points = table.read(path, count=options.count, curves=True, **reading)
+    found = envelope.fit(points, seed=options.seed)
+    return found.record(), found.draws
+
+
+def _optima(asked, theta, draws, points) -> list[dict]:
+    """Return the optimum with its intervals at and beyond the largest compute."""
+    largest = float(points.flops.max())
+    return [
+        optimum(asked.law, theta, draws, largest * beyond, largest=largest)
+        for beyond in BEYOND
+    ]
+
+
+def optimum(law, theta, draws, flops: float, *, largest: float) -> dict:
+    """Return the law's best params, tokens, their ratio and loss at `flops` = 6ND.
+
+    Each with the 95 % interval of the draws; `flat` is the range of params within half
+    a percent of the best loss, `extrapolation` how far `flops` is beyond `largest`.
+    Where a law reads more than params and tokens there is none.
+    """
+    row: dict[str, Any] = {"flops": flops, "extrapolation": flops / largest}
+    if set(law.columns) != {"params", "tokens"}:
+        return row | {"skipped": f"the law {law.name} reads {', '.join(law.columns)}"}
+    params, tokens = frontier.optimum(law, np.vstack([theta, draws]), flops)
+    at = {"params": params[:, None], "tokens": tokens[:, None]}
+    loss = law.loss(np.vstack([theta, draws]), at)[:, 0]
+    values = {
+        "params": params,
+        "tokens": tokens,
+        "tokens_per_param": tokens / params,
+        "loss": loss,
+    }
+    row |= {name: float(column[0]) for name, column in values.items()}
+    row["ci"] = {n: checks.interval(column[1:]) for n, column in values.items()}
+    row["draws_without"] = int(np.sum(~np.isfinite(params[1:])))
+    low, high = frontier.flat_range(law, theta, flops)
+    return row | {"flat": [float(low), float(high)]}
+
+
+def _by_count(path, points, law, kind, options, reading, kept) -> dict:
+    """Return the fits under the other counts of parameters that the table has."""
+    found = {}
+    for count in points.record["counts"]:
+        if points.record["count"] not in points.record["counts"]:
+            break  # a table with a column of its own for params
+        if count == options.count:
+            continue
+        others = table.read(path, count=count, **reading)
+        asked = problem.of(others, law, delta=options.delta, space=options.space)
+        fitted, draws, record = _parametric(asked, kind, options)
+        found[count] = record | {
+            "range": _range(others),
+            "optima": _optima(asked, fitted.theta, draws, others),
+        }
+        kept[f"approach3_{count}"] = draws
+    return {"by_count": found}
+
+
+def _rates(points, options) -> dict:
+    """Return the laws of learning rate and batch size, where runs differ in them."""
+    columns = {"params": points.params, "tokens": points.tokens}
+    for name in ("learning_rate", "batch_tokens"):
+        if name not in points.extra or not np.all(np.isfinite(points.extra[name])):
+            return {}
+        columns[name] = points.extra[name]
+    cells = set(zip(points.params, points.tokens, strict=True))
+    settings = set(zip(*(columns[n] for n in columns), strict=True))
+    if len(settings) == len(cells):
+        return {}  # one setting for each size and length: nothing to learn from
+    found = rates.fit(columns, points.loss, seed=options.seed)
+    return {"rates": found.record()}
+
+
+def _floor(points, third) -> dict:
+    """Return the loss that no model can go below, where the source knows it."""
+    known = points.extra.get("bayes_loss", np.array([math.nan]))
+    if not np.all(np.isfinite(known)) or "E" not in third["ci"]:
+        return {}
+    low, high = third["ci"]["E"]
+    floor = float(np.mean(known))
+    return {
+        "bayes": {
+            "loss": floor,
+            "spread": float(np.ptp(known)),
+            "E": third["E"],
+            "difference": third["E"] - floor,
+            "is_inside_ci": bool(low <= floor <= high),
+        }
+    }
+
+
+def _sweep(path: Path) -> dict:
+    """Return the sweep that the runs came from, where there is one."""
+    file = Path(path).expanduser() / "sweep.json"
+    if not file.is_file():
+        return {}
+    return {"sweep": configfile.read_json(file).get("sweep", {})}
+
+
+def _range(points) -> dict:
+    ends = {
+        name: [float(column.min()), float(column.max())]
+        for name in ("params", "tokens", "flops", "loss")
+        for column in [getattr(points, name)]
+    }
+    low, high = ends["flops"]
+    return ends | {"decades": math.log10(high / low)}
+
+
+def write(fit: Fit, out: Path) -> None:
+    """Write fit.json and draws.npz into the folder `out`, each whole or not at all."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        beside = out / f".{DRAWS}.writing.npz"
+        np.savez(beside, **fit.draws)
+        beside.replace(out / DRAWS)
+    except OSError as error:
+        raise UserError(
+            f"--out must be a folder to write in; got {out} ({error.strerror})."
+        ) from error
+    Run(out).write(FILE, json.dumps(fit.record, indent=1) + "\n")
+
+
+def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], laws.Law]:
+    """Return fit.json, the draws and the law of a folder that `write` made.
+
+    Raises UserError when it is no such folder, or one of another format.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / FILE).is_file():
+        raise UserError(
+            f"--fit must be a folder with {FILE}; got {folder}. fm fit --out makes one."
+        )
+    record = configfile.read_json(folder / FILE)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / FILE} must be a fit of format {FORMAT}; got another. Fit anew "
+            "with fm fit."
+        )
+    try:
+        with np.load(folder / DRAWS) as kept:
+            draws = {name: kept[name] for name in kept.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"--fit must have its draws; got {folder / DRAWS} ({error}). Fit anew with "
+            "fm fit."
+        ) from error
+    law = laws.find(record["options"]["law"])
+    if record["options"]["fixed"]:
+        law = laws.fixed(law, **record["options"]["fixed"])
+    return record, draws, law
+
+
+def theta(record: dict[str, Any], law: laws.Law) -> np.ndarray:
+    """Return the law's parameters [P] of a record of approach 3."""
+    return np.array([record[name] for name in law.names], float)
+
+
+def _jsonable(value: Any) -> Any:
+    """Return plain Python values; numbers that are none become null."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return _jsonable(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,145 @@
+"""What is fitted, and how: the runs, the law, and the measure of a misfit."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from fm_jax.errors import UserError
+from fm_jax.scaling import resamples, solver
+from fm_jax.scaling.laws import Law
+from fm_jax.tables.table import Points
+
+RESAMPLES = ("pairs", "cluster", "bayesian", "bayesian_cluster")
+FEW_RUNS = 30  # below this, a resample of whole rows may leave a law unidentified
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Losses [n] of runs, the law's columns [n] for them, and the objective.
+
+    The objective is the sum of Huber(`delta`) over residuals of ln loss, or of loss
+    where `space` is linear; delta 0 is least absolute deviation, inf least squares.
+    """
+
+    law: Law
+    columns: dict[str, np.ndarray]
+    loss: np.ndarray
+    flops: np.ndarray
+    clusters: np.ndarray
+    delta: float
+    space: str
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def min_runs(self) -> int:
+        """The runs without which there is nothing to fit."""
+        return len(self.law.names) + 1
+
+    def take(self, kept: np.ndarray) -> "Problem":
+        """Return the problem of the runs that a mask or indices keep."""
+        return dataclasses.replace(
+            self,
+            columns={name: column[kept] for name, column in self.columns.items()},
+            loss=self.loss[kept],
+            flops=self.flops[kept],
+            clusters=self.clusters[kept],
+        )
+
+    def fit(self) -> solver.Fitted:
+        """Return the best parameters from many starts, with their certificate."""
+        return solver.fit(
+            self.columns, self.loss, self.law, delta=self.delta, space=self.space
+        )
+
+    def draws(
+        self, start: np.ndarray, *, kind: str, num: int, seed: int
+    ) -> tuple[np.ndarray, int]:
+        """Return [num, P] parameters of resampled runs, and how many did not converge.
+
+        Those that did not are among the draws, where their search ended.
+        """
+        weights = resamples.weights(kind, self.clusters, num, seed)
+        found, _, converged = self.refit(start, weights)
+        return found, int(num - np.sum(converged))
+
+    def refit(
+        self, start: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return parameters [R, P], objectives [R], converged [R] for weights."""
+        return solver.refit(
+            self.columns,
+            self.loss,
+            self.law,
+            start,
+            weights=weights,
+            delta=self.delta,
+            space=self.space,
+        )
+
+    def predicted(self, theta: np.ndarray) -> np.ndarray:
+        """Return the law's losses of the runs; theta [..., P] gives [..., n]."""
+        return self.law.loss(theta, self.columns)
+
+    def residuals(self, theta: np.ndarray) -> np.ndarray:
+        """Return ln(loss / predicted) of each run."""
+        return np.log(self.loss) - np.log(self.predicted(theta))
+
+
+def of(points: Points, law: Law, *, delta: float, space: str) -> Problem:
+    """Return the problem of fitting `law` to a table's runs.
+
+    Raises UserError when the table lacks what the law reads, or has too few runs.
+    """
+    columns = {}
+    for name in law.columns:
+        if name in ("params", "tokens"):
+            columns[name] = getattr(points, name)
+        elif name in points.extra and np.all(np.isfinite(points.extra[name])):
+            columns[name] = points.extra[name]
+        else:
+            raise UserError(
+                f"--law={law.name} must have {name} for each run; got "
+                f"{'gaps in it' if name in points.extra else 'no such column'}. Name "
+                f"the column with --map={name}=COLUMN, or choose another law."
+            )
+    made = Problem(
+        law=law,
+        columns=columns,
+        loss=points.loss,
+        flops=points.flops,
+        clusters=points.cluster,
+        delta=delta,
+        space=space,
+    )
+    if len(made) < made.min_runs:
+        raise UserError(
+            f"--law={law.name} must have more runs than its {len(law.names)} "
+            f"parameters; got {len(made)}. Add runs, or fix a parameter."
+        )
+    return made
+
+
+def choose_resampling(problem: Problem) -> str:
+    """Return how to resample runs where the user does not say.
+
+    Clusters where runs share a trunk or a group; weights from a Dirichlet (Rubin, 1981)
+    below FEW_RUNS, where whole rows left out would leave resamples without a fit.
+    """
+    num_clusters = len(np.unique(problem.clusters))
+    kind = "bayesian" if num_clusters < FEW_RUNS else "pairs"
+    if num_clusters == len(problem):
+        return kind
+    return "bayesian_cluster" if kind == "bayesian" else "cluster"
+
+
+def objective_name(delta: float, space: str) -> str:
+    """Return the words for an objective."""
+    of_what = "ln loss" if space == "log" else "loss"
+    if delta == 0:
+        return f"least absolute deviation of {of_what}"
+    if math.isinf(delta):
+        return f"least squares of {of_what}"
+    return f"Huber({delta:g}) of {of_what}, summed"

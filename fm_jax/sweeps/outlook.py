@@ -1,0 +1,130 @@
+"""Before a sweep is paid for: every run, the cost of all, what a fit would know."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from fm_jax.sweeps import costs, plans, progress, workdir
+from fm_jax.sweeps.plans import Planned
+from fm_jax.sweeps.sweep import Sweep
+
+HEADER = (
+    "run",
+    "dial",
+    "layers",
+    "params",
+    "tokens",
+    "tok/param",
+    "steps",
+    "rows",
+    "rate",
+    "FLOPs",
+    "of budget",
+    "from",
+    "time",
+)
+
+
+def seconds(one: Planned, rates: costs.Rates) -> float:
+    """Return the estimated seconds of a run."""
+    return rates.seconds(one.params["total"], one.cost_flops)
+
+
+def expected(sweep: Sweep, runs: Sequence[Planned], fit: str = "") -> list[str]:
+    """Return what a fit to these runs would know of the optimum at target_flops.
+
+    Linear-Gaussian, under the law and noise of the fit in a folder, else under Epoch's
+    constants (2404.10102) and config.noise: the answer holds as far as they do.
+    """
+    from fm_jax.scaling import information, laws
+
+    count = sweep.size.count
+    if fit:
+        from fm_jax.scaling import fit as fits
+
+        record, _, law = fits.load(Path(fit))
+        found = record["approach3"]
+        theta = [found[name] for name in law.names]
+        noise, source = found["residual_sd"], f"the fit {fit}"
+    else:
+        published = laws.PUBLISHED["epoch"]
+        law, theta, noise = laws.LAWS[published.law], published.theta, sweep.noise
+        source = f"Chinchilla's law by Epoch, sd of ln loss {noise:.2g}"
+    ends = [one for one in runs if one.role != "trunk"]
+    target = sweep.target_flops or 100 * max(one.flops for one in ends)
+    columns = {
+        "params": [float(one.params[count]) for one in ends],
+        "tokens": [float(one.tokens) for one in ends],
+    }
+    begin = f"expect   at {target:.3g} FLOPs"
+    if set(law.columns) > set(columns):
+        return [f"{begin} nothing: the law {law.name} reads more than these runs vary"]
+    sd = information.optimum_sd(law, theta, columns, noise, target)
+    if not math.isfinite(sd["params"]):
+        return [f"{begin} no answer: these runs do not determine the law ({source})"]
+    params, tokens = (math.exp(1.96 * sd[name]) for name in ("params", "tokens"))
+    return [
+        f"{begin} N* within a factor {params:.3g} (95 %), D* {tokens:.3g}, loss +- "
+        f"{1.96 * sd['loss']:.2g}, exponent a +- {1.96 * sd['a']:.2g}, if "
+        f"{source} holds"
+    ]
+
+
+def dry_run(
+    sweep: Sweep,
+    folder: Path | None = None,
+    *,
+    parallel: int = 1,
+    mfu: float = 0.4,
+    fit: str = "",
+) -> list[str]:
+    """Return the lines of `fm sweep --dry_run`: every run, totals, what to expect.
+
+    folder: the sweep's own, where there may be one already; fit: as in `expected`.
+    Touches no device.
+    """
+    runs = plans.plan(sweep) if folder is None else workdir.planned(sweep, folder)
+    rates = costs.rates(
+        workdir.finished(folder, runs) if folder else (),
+        dtype=sweep.base["model"]["dtype"],
+        mfu=mfu,
+        parallel=parallel,
+    )
+    table = [HEADER, *(_cells(one, seconds(one, rates), sweep) for one in runs)]
+    total = sum(seconds(one, rates) for one in runs)
+    dials = {one.dial for one in runs}
+    return [
+        f"{sweep.design.kind}: {len(runs)} runs of {len(dials)} sizes, N is "
+        f"{sweep.size.count} parameters, FLOPs are {sweep.design.flops}",
+        "",
+        *progress.columns(table),
+        "",
+        f"compute  {sum(one.cost_flops for one in runs):.3g} FLOPs by every product; "
+        f"{sum(one.flops for one in runs if one.role != 'trunk'):.3g} in the table",
+        f"time     {progress.clock(total / parallel)} with {parallel} at once, "
+        f"{rates.source}, {rates.overhead_seconds:.0f} s of each run beside its steps "
+        "(an estimate)",
+        f"memory   {max(one.memory_bytes for one in runs) / 1e6:,.0f} MB at most in "
+        "one run (an estimate; fm plan compiles and knows)",
+        *expected(sweep, runs, fit),
+        *(f"note     {remark}" for remark in plans.remarks(sweep, runs)),
+    ]
+
+
+def _cells(one: Planned, took: float, sweep: Sweep) -> tuple[str, ...]:
+    count = one.params[sweep.size.count]
+    return (
+        one.name,
+        str(one.dial),
+        str(one.overrides["model.num_layers"]),
+        f"{count:,}",
+        f"{one.tokens:,}",
+        f"{one.tokens / count:.1f}",
+        f"{one.steps:,}",
+        str(one.overrides["train.batch_size"]),
+        f"{one.overrides['optimizer.learning_rate']:.3g}",
+        f"{one.flops:.3g}",
+        f"{one.flops / one.budget_flops:.1%}" if one.budget_flops else "",
+        f"{one.parent[:3]}@{one.branch_step}" if one.parent else "",
+        progress.clock(took),
+    )

@@ -1,0 +1,154 @@
+"""What a person sees of a sweep: a table that is redrawn, or a line at each change."""
+
+import dataclasses
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+FINISHED = ("done", "diverged", "failed", "blocked")
+COLOURS = {"done": "green", "running": "cyan", "diverged": "yellow", "failed": "red"}
+NUM_SHOWN = 12  # lines of the table that is redrawn, the running ones first
+TAIL_BYTES = 8192  # of metrics.jsonl, which hold its last line
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One run as it stands now; `why` says what stopped it."""
+
+    name: str
+    state: str
+    step: int
+    steps: int
+    loss: float | None = None
+    seconds: float | None = None
+    why: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """Return what a table shows of it."""
+        return (
+            self.name,
+            self.state,
+            f"{self.step:,}/{self.steps:,}",
+            "" if self.loss is None else f"{self.loss:.4f}",
+            "" if self.seconds is None else clock(self.seconds),
+            self.why,
+        )
+
+
+HEADER = ("run", "state", "step", "loss, nats", "time", "")
+
+
+class View:
+    """Shows the lines of a sweep: on a terminal redrawn, elsewhere what changed."""
+
+    def __init__(self, say: Callable[[str], None], *, is_terminal: bool | None = None):
+        if is_terminal is None:
+            is_terminal = sys.stderr.isatty()
+        self._said: dict[str, str] = {}
+        self._plain, self._live = say, None
+        if is_terminal:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(
+                console=Console(stderr=True), refresh_per_second=4, transient=True
+            )
+            self._live.start()
+
+    def update(self, lines: Sequence[Line], left: float) -> None:
+        """Show where every run is, and the seconds left for all."""
+        if self._live is not None:
+            self._live.update(_drawn(lines, left))
+        ended = sum(line.state in FINISHED for line in lines)
+        for line in lines:
+            before = self._said.get(line.name, "waiting")
+            self._said[line.name] = line.state
+            if line.state == before:
+                continue
+            if self._live is not None and line.state == "running":
+                continue  # the table shows it
+            loss = "" if line.loss is None else f", loss {line.loss:.4f} nats/token"
+            is_over = line.state in FINISHED and line.seconds is not None
+            took = f" after {clock(line.seconds)}" if is_over else ""
+            why = f": {line.why}" if line.why else ""
+            self.say(
+                f"[{ended}/{len(lines)}] {line.name} {line.state}{took}{loss}{why}; "
+                f"left about {clock(left)}"
+            )
+
+    def say(self, line: str) -> None:
+        """Print a line without tearing the table."""
+        if self._live is not None:
+            self._live.console.print(
+                line, highlight=False, markup=False, soft_wrap=True
+            )
+        else:
+            self._plain(line)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+
+
+def _drawn(lines: Sequence[Line], left: float):
+    from rich.table import Table
+    from rich.text import Text
+
+    order = ("running", "failed", "waiting", "diverged", "blocked", "done")
+    shown = sorted(lines, key=lambda line: order.index(line.state))[:NUM_SHOWN]
+    table = Table(caption=f"{summary(lines)}; left about {clock(left)}", box=None)
+    for name in HEADER:
+        table.add_column(name, no_wrap=True)
+    for line in shown:
+        colour = COLOURS.get(line.state, "")
+        table.add_row(*(Text(cell, style=colour) for cell in line.cells()))
+    return table
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """Return how many runs are in each state."""
+    counted = Counter(line.state for line in lines)
+    said = ", ".join(f"{count} {state}" for state, count in counted.items())
+    return f"{len(lines)} runs: {said}"
+
+
+def table(lines: Sequence[Line]) -> list[str]:
+    """Return the lines of a table of all runs, and a summary."""
+    rows = [HEADER, *(line.cells() for line in lines)]
+    return [*columns(rows, left=(0, 1, 5)), summary(lines)]
+
+
+def columns(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
+    """Return rows of cells as lines, aligned right but for some columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as h:mm:ss, and days where there are many."""
+    whole = max(0, math.ceil(seconds))
+    if whole >= 4 * 86_400:
+        return f"{whole / 86_400:,.1f} days"
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def last_step(run: Path) -> int:
+    """Return the last step that a run's metrics tell of, 0 where there are none."""
+    try:
+        with open(run / "metrics.jsonl", "rb") as stream:
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - TAIL_BYTES))
+            whole = stream.read().rpartition(b"\n")[0]
+        return int(json.loads(whole.rpartition(b"\n")[2])["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # not begun, or its last line is longer than we look

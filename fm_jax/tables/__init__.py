@@ -1,0 +1,1 @@
+"""The run table: what runs write of themselves, read back as columns."""

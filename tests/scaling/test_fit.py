@@ -1,0 +1,183 @@
+"""Tests of a whole fit: what it finds, what it keeps, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fm_jax.errors import UserError
+from fm_jax.scaling import fit, show
+from fm_jax.tables import schema
+from tests.scaling import surfaces
+
+TRUTH = surfaces.TRUTH
+A = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    return surfaces.write(folder / "runs.csv", surfaces.isoflop())
+
+
+@pytest.fixture(scope="module")
+def found(table):
+    return fit.run(table, fit.Options(num_bootstraps=500))
+
+
+def _mistake(path, **options):
+    with pytest.raises(UserError) as error:
+        fit.run(path, fit.Options(**options))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_truth_is_inside_the_intervals(found):
+    third = found.record["approach3"]
+    for name, value in (TRUTH | {"a": A, "b": 1 - A}).items():
+        low, high = third["ci"][name]
+        assert low < value < high, name
+        assert low < third[name] < high, name
+    low, high = found.record["approach2"]["ci"]["a"]
+    assert low < A < high
+
+
+def test_optima_are_those_of_the_law_and_say_how_far_they_reach(found):
+    for one, beyond in zip(found.record["optima"], fit.BEYOND, strict=True):
+        assert one["extrapolation"] == pytest.approx(beyond)
+        assert 6 * one["params"] * one["tokens"] == pytest.approx(one["flops"])
+        third = found.record["approach3"]
+        n, d = one["params"], one["tokens"]
+        loss = third["E"] + third["A"] / n ** third["alpha"]
+        loss += third["B"] / d ** third["beta"]
+        assert one["loss"] == pytest.approx(loss, rel=1e-12)
+        assert one["flat"][0] < n < one["flat"][1]
+        assert one["ci"]["params"][0] < n < one["ci"]["params"][1]
+
+
+def test_the_same_table_gives_the_same_files(table, found, tmp_path):
+    again = fit.run(table, fit.Options(num_bootstraps=500))
+    for folder, one in (("a", found), ("b", again)):
+        fit.write(one, tmp_path / folder)
+    text = [(tmp_path / f / fit.FILE).read_text() for f in "ab"]
+    assert text[0] == text[1]
+    record, draws, law = fit.load(tmp_path / "a")
+    assert record == found.record
+    np.testing.assert_array_equal(draws["approach3"], found.draws["approach3"])
+    np.testing.assert_array_equal(
+        fit.theta(record["approach3"], law),
+        [record["approach3"][name] for name in ("E", "A", "B", "alpha", "beta")],
+    )
+
+
+def test_a_fixed_floor_stays_where_it_is(table, tmp_path):
+    found = fit.run(table, fit.Options(num_bootstraps=100, fixed={"E": 1.69}))
+    assert found.record["approach3"]["E"] == 1.69
+    low, high = found.record["approach3"]["ci"]["alpha"]
+    assert low < TRUTH["alpha"] < high
+    fit.write(found, tmp_path)
+    record, draws, law = fit.load(tmp_path)
+    assert law.names == ("A", "B", "alpha", "beta")
+    assert draws["approach3"].shape == (100, 4)
+    assert "E 1.69 (held)" in "\n".join(show.lines(record))
+
+
+def test_options_that_cannot_be_are_refused_by_name(table):
+    assert _mistake(table, space="cubic").startswith("--space must be")
+    assert _mistake(table, bootstrap="boot").startswith("--bootstrap must be")
+    assert _mistake(table, slices="spline").startswith("--slices must be")
+    assert _mistake(table, delta=-1.0).startswith("--delta must be >= 0")
+    assert _mistake(table, num_bootstraps=9).startswith("--num_bootstraps must")
+    assert _mistake(table, seed=-1).startswith("--seed must be")
+
+
+def test_fewer_runs_than_parameters_are_refused(tmp_path):
+    columns = {name: c[::8] for name, c in surfaces.isoflop().items()}
+    few = surfaces.write(tmp_path / "few.csv", columns)
+    assert _mistake(few) == (
+        "--law=chinchilla must have more runs than its 5 parameters; got 5. Add runs, "
+        "or fix a parameter."
+    )
+
+
+def test_a_law_that_reads_a_column_that_is_not_there_says_so(table):
+    said = _mistake(table, law="data_constrained")
+    assert said.startswith("--law=data_constrained must have unique_tokens for each")
+
+
+def _run_rows(count, *, bayes=None):
+    """Return rows of a run table, of models whose counts differ by a factor."""
+    columns = surfaces.isoflop()
+    rows = []
+    for i in range(len(columns["loss"])):
+        given = dict.fromkeys(schema.COLUMNS)
+        total, tokens = int(columns["params"][i]), int(columns["tokens"][i])
+        given |= {
+            "run_id": f"run{i}", "status": "final", "step": 10, "steps": 10,
+            "is_final": True, "params_total": total, "tokens": tokens,
+            "params_non_embedding": total // 2, "params_matmul": 3 * total // 4,
+            "loss": float(columns["loss"][i]), "bayes_loss": bayes,
+            "format": schema.FORMAT, "learning_rate": 0.1, "batch_tokens": 8,
+            "flops_exact": 6.0 * total * tokens,
+        }  # fmt: skip
+        rows.append(json.dumps(schema.row(**given)))
+    return rows[:count]
+
+
+def test_every_count_of_a_run_table_is_fitted(tmp_path):
+    file = tmp_path / "table.jsonl"
+    file.write_text("\n".join(_run_rows(100)) + "\n")
+    found = fit.run(file, fit.Options(num_bootstraps=200))
+    others = found.record["by_count"]
+    assert set(others) == {"non_embedding", "matmul"}
+    # Half the params for all runs: A falls by 2^alpha, the rest stays.
+    third, half = found.record["approach3"], others["non_embedding"]
+    ratio = 2 ** third["alpha"]
+    assert half["A"] == pytest.approx(third["A"] / ratio, rel=1e-3)
+    assert half["a"] == pytest.approx(third["a"], abs=1e-4)
+    assert found.draws["approach3_matmul"].shape == (200, 5)
+
+
+def test_the_known_entropy_of_the_source_is_held_beside_the_floor(tmp_path):
+    file = tmp_path / "table.jsonl"
+    file.write_text("\n".join(_run_rows(100, bayes=1.69)) + "\n")
+    bayes = fit.run(file, fit.Options(num_bootstraps=200)).record["bayes"]
+    assert bayes["loss"] == pytest.approx(1.69, rel=1e-12)
+    assert bayes["is_inside_ci"] is True
+    file.write_text("\n".join(_run_rows(100, bayes=1.2)) + "\n")
+    found = fit.run(file, fit.Options(num_bootstraps=200))
+    assert found.record["bayes"]["is_inside_ci"] is False
+    assert "OUTSIDE its interval" in "\n".join(show.lines(found.record))
+
+
+def test_a_folder_that_is_no_fit_is_refused(found, tmp_path):
+    def load(folder):
+        with pytest.raises(UserError) as error:
+            fit.load(folder)
+        return str(error.value)
+
+    assert load(tmp_path).startswith("--fit must be a folder with fit.json")
+    fit.write(found, tmp_path)
+    (tmp_path / fit.DRAWS).write_bytes(b"")
+    assert load(tmp_path).startswith("--fit must have its draws")
+    (tmp_path / fit.FILE).write_text('{"format": 99}')
+    assert "must be a fit of format 1" in load(tmp_path)
+
+
+# ---- the text
+
+
+def test_the_text_gives_each_estimate_with_its_interval(found):
+    text = "\n".join(show.lines(found.record))
+    third = found.record["approach3"]
+    low, high = third["ci"]["a"]
+    assert f"a {third['a']:.4g} [{low:.4g}, {high:.4g}]" in text
+    assert "100x EXTRAPOLATED" in text
+    assert "bootstraps" in text
+    assert all(said in text for said in found.record["warnings"])
+
+
+def test_what_is_no_number_is_a_dash():
+    assert show.number(None) == show.number(float("nan")) == "-"
+    assert show.bracket([1.0, None]) == "[1, -]"
+    assert show.bracket(None) == ""

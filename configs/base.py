@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
     synthetic.num_symbols = 256  # the alphabet, an id each
     synthetic.num_states = 32  # hmm: hidden states of each component
     synthetic.num_components = 1  # chains; each document comes from one of them
-    synthetic.concentration = 0.05  # of the Dirichlet rows; higher: closer to uniform
+    synthetic.concentration = 0.05  # of the Dirichlet rows; higher: closer to zipf's
     synthetic.zipf = 1.0  # symbols' frequencies fall as rank^-zipf; 0: alike
     synthetic.mean_length = 256.0  # symbols in a document, geometrically distributed
     synthetic.num_tokens = 4_000_000  # to train on

@@ -18,18 +18,18 @@ from configs.sweeps import base
 
 
 def get_config() -> ConfigDict:
-    """Return the sweep: six budgets, seven sizes each."""
+    """Return the sweep: five budgets, six sizes each."""
     config = base.get_config()
     run = config.base
     run.data.source = "synthetic"
     run.data.tokenizer = "symbols"
     run.data.max_length = 64
-    # Tables sharp enough, and symbols alike enough, that width and tokens both limit.
-    run.synthetic.num_symbols = 256
-    run.synthetic.concentration = 0.02
+    # Sharp enough, and symbols alike enough, that width and tokens both limit.
+    run.synthetic.num_symbols = 127  # 128 ids with the end
+    run.synthetic.concentration = 0.04
     run.synthetic.zipf = 0.5
     run.synthetic.num_tokens = 16_000_000  # no run sees a token twice
-    # The anchor of the learning rate, tuned here; every size has its depth.
+    # The anchor of the learning rate; every size has its depth.
     run.model.num_layers = 1
     run.model.embed_dim = 32
     run.model.num_heads = 4
@@ -46,10 +46,11 @@ def get_config() -> ConfigDict:
     run.checkpoint.keep = 1
     run.sample.num_tokens = 0
 
-    config.design.budgets = (5e10, 1e11, 2e11, 4e11, 8e11, 1.6e12)
-    config.design.points = 7
-    config.design.width = 3.0
-    config.design.centre = 20.0
+    config.design.budgets = (1e11, 2.5e11, 6e11, 1.5e12, 3e12)
+    config.design.points = 6
+    # Further from the optimum than this the law bends: few steps, or width 8.
+    config.design.width = 2.2
+    config.design.centre = 70.0
     config.design.replicates = 3
     config.size.num_layers = 1
     config.size.head_dim = 4

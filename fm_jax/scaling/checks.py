@@ -45,20 +45,20 @@ def held_out(
 
 
 def _cut(train, test, theta, draws, cut, seed) -> dict:
-    row = {"cut": cut, "train": len(train), "test": len(test) if test else 0}
+    made = {"cut": cut, "train": len(train), "test": len(test) if test else 0}
     exponents = train.law.exponents(np.vstack([theta, draws]))
     if exponents is not None:
         a = exponents[0]
-        row |= {"a": float(a[0]), "ci": {"a": interval(a[1:])}}
+        made |= {"a": float(a[0]), "ci": {"a": interval(a[1:])}}
     if test is None:
-        return row
+        return made
     errors = np.abs(np.expm1(-test.residuals(theta)))
     noise = np.std(train.residuals(theta), ddof=1)
     rng = np.random.default_rng(seed)
     losses = test.predicted(draws)
     losses = losses * np.exp(noise * rng.standard_normal(losses.shape))
     low, high = resamples.interval(losses).T
-    return row | {
+    return made | {
         "mare": float(np.mean(errors)),
         "worst": float(np.max(errors)),
         "coverage": float(np.mean((low <= test.loss) & (test.loss <= high))),
@@ -92,8 +92,8 @@ def sensitivity(problem: Problem, theta: np.ndarray) -> list[dict]:
     ):
         if kept.sum() >= problem.min_runs + 2:
             tried.append((what, problem.take(kept)))
-    rows = [_named(problem, theta, "as asked")]
-    return rows + [_named(p, p.fit().theta, what) for what, p in tried]
+    rows = [row(problem, theta, "as asked")]
+    return rows + [row(p, p.fit().theta, what) for what, p in tried]
 
 
 def _with(problem: Problem, delta: float, space: str) -> Problem:
@@ -104,11 +104,28 @@ def _third(problem: Problem, count: int) -> float:
     return float(np.quantile(problem.flops, count / 3))
 
 
-def _named(problem: Problem, theta: np.ndarray, what: str) -> dict:
-    row = {"what": what, "runs": len(problem)}
-    row |= dict(zip(problem.law.names, map(float, theta), strict=True))
+def row(problem: Problem, theta: np.ndarray, what: str) -> dict:
+    """Return a row of the sensitivity table."""
+    made = {"what": what, "runs": len(problem)}
+    made |= dict(zip(problem.law.names, map(float, theta), strict=True))
     exponents = problem.law.exponents(theta)
-    return row if exponents is None else row | {"a": float(exponents[0])}
+    return made if exponents is None else made | {"a": float(exponents[0])}
+
+
+def replicate_sd(problem: Problem) -> float | None:
+    """Return the sd of ln loss between runs of the same place; None without any.
+
+    Pooled over places: what another seed does to a run, whatever the law.
+    """
+    places = np.stack(list(problem.columns.values()), 1)
+    _, group = np.unique(places, axis=0, return_inverse=True)
+    counts = np.bincount(group)
+    freedom = int(np.sum(counts - 1))
+    if not freedom:
+        return None
+    y = np.log(problem.loss)
+    means = np.bincount(group, y) / counts
+    return float(np.sqrt(np.sum((y - means[group]) ** 2) / freedom))
 
 
 def warnings(

@@ -17,6 +17,7 @@ from fm_jax.tables import table
 FORMAT = 1
 FILE, DRAWS = "fit.json", "draws.npz"
 SPACES = ("log", "linear")
+SAID = {"approach1": "approach 1", "approach2": "approach 2", "rates": "rates"}
 BEYOND = (1.0, 10.0, 100.0)  # times the largest compute, where optima are shown
 
 
@@ -90,7 +91,7 @@ def run(path: Path, options: Options) -> Fit:
     fitted, draws, third = _parametric(asked, kind, options)
     tested = checks.held_out(asked, fitted.theta, draws, kind=kind, seed=options.seed)
     warnings = checks.warnings(asked, fitted, draws, tested)
-    by_slices, second, more = _by_slices(points, asked, fitted.theta, options)
+    by_slices, second = _by_slices(points, asked, fitted.theta, options)
     by_envelope, first = _by_envelope(path, points, options, reading)
     record = {
         "format": FORMAT,
@@ -107,13 +108,18 @@ def run(path: Path, options: Options) -> Fit:
         "optima": _optima(asked, fitted.theta, draws, points),
         "held_out": tested,
         "sensitivity": checks.sensitivity(asked, fitted.theta),
-        "warnings": warnings + more,
+        "warnings": warnings,
     }
     kept = {"approach3": draws}
     kept |= {"approach2": second} if second is not None else {}
     kept |= {"approach1": first} if first is not None else {}
+    record["sensitivity"] += _with_excluded(path, points, law, options, reading)
     record |= _by_count(path, points, law, kind, options, reading, kept)
     record |= _rates(points, options)
+    for name in ("approach1", "approach2", "rates"):
+        found = record.get(name, {})
+        if "skipped" not in found:
+            warnings += [f"{SAID[name]}: {w}" for w in found.get("warnings", [])]
     record |= _floor(points, third)
     record |= _sweep(path)
     return Fit(points, law, _jsonable(record), kept)
@@ -151,6 +157,7 @@ def _parametric(asked, kind, options) -> tuple[Any, np.ndarray, dict]:
         "draws": len(draws),
         "draws_not_converged": stray,
         "residual_sd": float(np.std(asked.residuals(fitted.theta), ddof=1)),
+        "replicate_sd": checks.replicate_sd(asked),
         "residual_mare": float(
             np.mean(np.abs(np.expm1(-asked.residuals(fitted.theta))))
         ),
@@ -160,7 +167,7 @@ def _parametric(asked, kind, options) -> tuple[Any, np.ndarray, dict]:
 
 
 def _by_slices(points, asked, theta, options):
-    """Return approach 2's record, its draws or None, and its warnings."""
+    """Return approach 2's record, and its draws or None."""
     planned = points.budget if np.any(np.isfinite(points.budget)) else None
     columns = {"params": points.params, "tokens": points.tokens, "flops": points.flops}
     found = slices.fit(
@@ -172,7 +179,7 @@ def _by_slices(points, asked, theta, options):
     )
     record = found.record()
     if found.skipped:
-        return record, None, []
+        return record, None
     wrong = slices.bias(
         asked.law,
         theta,
@@ -187,8 +194,7 @@ def _by_slices(points, asked, theta, options):
     if not mended.skipped:
         other = mended.record()
         record["corrected"] = {name: other[name] for name in ("a", "b", "ci")}
-    warnings = [f"approach 2: {said}" for said in found.warnings]
-    return record, found.draws, warnings
+    return record, found.draws
 
 
 def _by_envelope(path, points, options, reading):
@@ -253,16 +259,24 @@ def _by_count(path, points, law, kind, options, reading, kept) -> dict:
     return {"by_count": found}
 
 
+def _with_excluded(path, points, law, options, reading) -> list[dict]:
+    """Return the fit's row with the rows that were excluded, where there are any."""
+    if not sum(points.record["excluded"].values()):
+        return []
+    whole = table.read(path, count=options.count, **(reading | {"exclude": ()}))
+    asked = problem.of(whole, law, delta=options.delta, space=options.space)
+    return [checks.row(asked, asked.fit().theta, "with the excluded rows")]
+
+
 def _rates(points, options) -> dict:
     """Return the laws of learning rate and batch size, where runs differ in them."""
     columns = {"params": points.params, "tokens": points.tokens}
-    for name in ("learning_rate", "batch_tokens"):
-        if name not in points.extra or not np.all(np.isfinite(points.extra[name])):
-            return {}
-        columns[name] = points.extra[name]
+    for name in rates.THINGS:
+        if name in points.extra and np.all(np.isfinite(points.extra[name])):
+            columns[name] = points.extra[name]
     cells = set(zip(points.params, points.tokens, strict=True))
-    settings = set(zip(*(columns[n] for n in columns), strict=True))
-    if len(settings) == len(cells):
+    settings = set(zip(*columns.values(), strict=True))
+    if "learning_rate" not in columns or len(settings) == len(cells):
         return {}  # one setting for each size and length: nothing to learn from
     found = rates.fit(columns, points.loss, seed=options.seed)
     return {"rates": found.record()}

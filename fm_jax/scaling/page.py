@@ -13,8 +13,8 @@ from typing import Any
 
 from fm_jax import report
 from fm_jax.errors import UserError
+from fm_jax.scaling import axes, drawn, plot, show
 from fm_jax.scaling import fit as fits
-from fm_jax.scaling import plot, show
 
 FILE = "report.html"
 STYLE = """
@@ -65,9 +65,9 @@ def write(folder: Path, fit: fits.Fit, text: Sequence[str] = ()) -> list[Path]:
     `text` is what the terminal shows of the fit. The same fit gives the same bytes.
     Returns the files; raises UserError where `folder` cannot be written.
     """
-    rows = plot.tables(fit.points, fit.record, fit.draws, fit.law)
-    drawn = plot.figures(fit.points, fit.record, fit.draws, fit.law, rows=rows)
-    images = {name: plot.png(figure) for name, figure in drawn.items()}
+    rows = drawn.tables(fit)
+    figures = plot.figures(rows, fit.record)
+    images = {name: plot.png(figure) for name, figure in figures.items()}
     files = {f"{name}.png": image for name, image in images.items()}
     files |= {f"{name}.csv": _csv(rows[name]).encode() for name in rows}
     files[FILE] = html_of(fit.record, images, text).encode()
@@ -130,7 +130,7 @@ def _inputs_line(record: dict) -> str:
 
 
 def _between(ends: Sequence[float]) -> str:
-    return " to ".join(map(plot.amount, ends))
+    return " to ".join(map(axes.amount, ends))
 
 
 def _warnings(record: dict) -> str:
@@ -145,7 +145,7 @@ def _warnings(record: dict) -> str:
 def _estimates(record: dict) -> str:
     units = {"a": " of N* ~ C^a", "b": " of D* ~ C^b", "E": " (nats per token)"}
     rows, skipped = [("", "estimate", "95 % interval", "standard error")], []
-    for approach, label in plot.APPROACHES.items():
+    for approach, label in drawn.APPROACHES.items():
         found = record.get(approach) or {"skipped": "it was not asked for"}
         if "skipped" in found:
             why = f"No {label} estimate: {found['skipped']}."
@@ -216,11 +216,11 @@ def _optima(record: dict) -> str:
 
 def _counted(value: float | None, interval: Sequence = ()) -> str:
     """Return parameters or tokens as 1.5B [1.2B, 1.9B], a dash where there is none."""
-    ends = ["-" if end is None else plot.amount(end) for end in interval]
+    ends = ["-" if end is None else axes.amount(end) for end in interval]
     bracket = f"[{', '.join(ends)}]" if ends else ""
     if value is None:
         return bracket or "-"
-    return f"{plot.amount(value)} {bracket}".rstrip()
+    return f"{axes.amount(value)} {bracket}".rstrip()
 
 
 def _slices(record: dict) -> str:

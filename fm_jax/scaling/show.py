@@ -54,9 +54,11 @@ def _parametric(fit: dict, options: dict) -> list[str]:
         laws = {"a": "N* ~ C^a", "b": "D* ~ C^b"}
         shown = "  ".join(f"{n} {valued(fit, n)} ({laws[n]})" for n in exponents)
         text.append(f"  {shown}")
+    seeds = fit["replicate_sd"]
     text.append(
         f"  95 % intervals of {fit['draws']:,} {options['bootstrap']} bootstraps; "
         f"residuals of ln loss {fit['residual_sd']:.2%} (sd)"
+        + (f", {seeds:.2%} between seeds" if seeds is not None else "")
     )
     return text
 

@@ -1,8 +1,9 @@
 """The config file that trains a predicted run: a lab page that says what to expect.
 
 Sizes, batch, learning rate and warm-up come from the rules of the sweep that the fit's
-runs are from, or else from those of configs/sweeps/base.py. What a decoder can be is
-discrete, so the loss is predicted for the sizes that are achieved.
+runs are from, or else from configs/sweeps/base.py and DeepSeek's laws of batch and rate
+(arXiv 2401.02954). What a decoder can be is discrete, so the loss is predicted for the
+sizes that are achieved.
 """
 
 import dataclasses
@@ -67,7 +68,7 @@ def recipe(found: Mapping, *, fit: Mapping, draws: Mapping, law) -> Recipe:
     be had; otherwise the tokens are kept. fit, draws and law: what fit.load returns.
     Raises UserError where the sweep's rules make no run that a config accepts.
     """
-    sweep = sweeps.check(fit.get("sweep") or configfile.load(str(SWEEP)).to_dict())
+    sweep = sweeps.check(fit.get("sweep") or _default())
     size, base = vars(sweep.size), sweep.base
     is_known = found["count"] in schema.COUNTS
     count = found["count"] if is_known else COUNT
@@ -125,6 +126,18 @@ def recipe(found: Mapping, *, fit: Mapping, draws: Mapping, law) -> Recipe:
     )
     remarks = _remarks(found, made, has_sweep="sweep" in fit, is_known=is_known)
     return dataclasses.replace(made, warnings=tuple(remarks))
+
+
+def _default() -> dict:
+    """Return the sweep whose rules a fit without one follows.
+
+    Its batch and learning rate are absolute laws of the compute: a fixed batch would
+    give a large model millions of steps.
+    """
+    raw = configfile.load(str(SWEEP)).to_dict()
+    raw["budget"] |= {"batch": "deepseek", "learning_rate": "deepseek"}
+    raw["budget"] |= {"micro_rows": raw["base"]["train"]["batch_size"]}
+    return raw
 
 
 def write(made: Recipe, path: Path, *, found: Mapping, fit: Mapping) -> list[str]:

@@ -173,3 +173,12 @@ def test_an_interval_leaves_out_what_is_no_number():
     expected = resamples.interval(np.linspace(0, 1, 101))
     assert checks.interval(draws) == pytest.approx(list(expected))
     assert np.isnan(checks.interval(np.array([np.nan]))).all()
+
+
+def test_the_spread_of_seeds_is_that_between_runs_of_one_place():
+    columns = surfaces.isoflop(sizes=5, noise=0.0)
+    assert checks.replicate_sd(_problem(columns)) is None
+    rng = np.random.default_rng(0)
+    again = {name: np.tile(column, 40) for name, column in columns.items()}
+    again["loss"] = again["loss"] * np.exp(0.01 * rng.standard_normal(800))
+    assert checks.replicate_sd(_problem(again)) == pytest.approx(0.01, rel=0.08)

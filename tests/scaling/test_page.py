@@ -11,7 +11,7 @@ import pytest
 
 from fm_jax import commands
 from fm_jax.errors import UserError
-from fm_jax.scaling import fit, page, plot
+from fm_jax.scaling import drawn, fit, page
 from tests.scaling import surfaces
 
 VOID = {"meta", "img", "br", "link"}
@@ -85,18 +85,18 @@ def test_the_page_is_valid_and_needs_nothing_beside_it(folder):
 
 
 def test_each_figure_is_there_once_as_png_with_its_numbers(found, folder):
-    rows = plot.tables(found.points, found.record, found.draws, found.law)
+    rows = drawn.tables(found)
     text = _read(folder)
     images = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
     decoded = [base64.b64decode(image, validate=True) for image in images]
     assert len(decoded) == len(set(decoded)) == len(rows)
-    for name, drawn in rows.items():
+    for name, shown in rows.items():
         assert decoded.count((folder / f"{name}.png").read_bytes()) == 1
         with open(folder / f"{name}.csv", newline="") as stream:
             kept = list(csv.DictReader(stream))
         assert kept == [
             {key: "" if value is None else str(value) for key, value in row.items()}
-            for row in drawn
+            for row in shown
         ]
         assert f"Its numbers are in {name}.csv." in text
 

@@ -1,18 +1,14 @@
-"""Tests of the figures of a fit: that they draw its numbers, all of them, and alike."""
+"""Tests of the figures of a fit: that they say all they must, and are drawn alike."""
 
 import dataclasses
-import subprocess
-import sys
 
 import matplotlib
 import numpy as np
 import pytest
 
-from fm_jax.scaling import fit, laws, plot
-from fm_jax.tables import table
+from fm_jax.scaling import drawn, fit, plot
 from tests.scaling import surfaces
 
-ALL = {"isoflop", "frontier", "residuals", "contours", "draws", "cut"}
 ODD = 17  # the run that is far from the law
 
 
@@ -21,244 +17,16 @@ def found(tmp_path_factory):
     columns = surfaces.isoflop()
     columns["loss"][ODD] *= 1.05
     path = surfaces.write(tmp_path_factory.mktemp("tables") / "runs.csv", columns)
-    return fit.run(path, fit.Options(num_bootstraps=1200))
+    return fit.run(path, fit.Options(num_bootstraps=100))
 
 
-@pytest.fixture(scope="module")
-def rows(found):
-    return plot.tables(found.points, found.record, found.draws, found.law)
-
-
-def _tables(found, *, draws=None, **record):
-    draws = found.draws if draws is None else draws
-    return plot.tables(found.points, found.record | record, draws, found.law)
-
-
-def _figures(found):
-    return plot.figures(found.points, found.record, found.draws, found.law)
-
-
-def _columns(rows, series):
-    mine = [row for row in rows if row["series"] == series]
-    return {key: [row[key] for row in mine] for key in mine[0]}
-
-
-def _hoffmann(found):
-    return (
-        found.record["approach3"][name] for name in ("E", "A", "B", "alpha", "beta")
-    )
+def _figures(found, **record):
+    found = dataclasses.replace(found, record=found.record | record)
+    return plot.figures(drawn.tables(found), found.record)
 
 
 def _texts(figure):
     return {text.get_text() for text in figure.findobj(matplotlib.text.Text)}
-
-
-def test_each_figure_has_rows_of_equal_keys(rows):
-    assert set(rows) == ALL
-    for drawn in rows.values():
-        assert len({tuple(row) for row in drawn}) == 1
-        for value in (value for row in drawn for value in row.values()):
-            assert value is None or type(value) in (str, bool, int, float)
-
-
-def test_the_frontier_is_the_closed_form_and_its_band_that_of_the_draws(found, rows):
-    line = _columns(rows["frontier"], "approach3")
-    _, a, b, alpha, beta = _hoffmann(found)
-    flops = np.array(line["flops"])
-    best = (alpha * a / beta / b) ** (1 / (alpha + beta))
-    best = best * (flops / 6) ** (beta / (alpha + beta))
-    np.testing.assert_allclose(line["params"], best, rtol=1e-12)
-    np.testing.assert_allclose(line["tokens"], flops / 6 / best, rtol=1e-12)
-    _, a, b, alpha, beta = found.draws["approach3"].T
-    best = (alpha * a / beta / b) ** (1 / (alpha + beta))
-    best = best * (flops[-1] / 6) ** (beta / (alpha + beta))
-    low, high = np.percentile(best, [2.5, 97.5])
-    assert line["params_low"][-1] == pytest.approx(low, rel=1e-9)
-    assert line["params_high"][-1] == pytest.approx(high, rel=1e-9)
-    # At a given compute the ratio falls by the square of the size.
-    low, high = np.percentile(flops[-1] / 6 / best**2, [2.5, 97.5])
-    assert line["ratio_high"][-1] == pytest.approx(high, rel=1e-9)
-    assert flops[-1] == pytest.approx(plot.BEYOND * found.points.flops.max())
-
-
-def test_the_isoflop_line_is_that_of_approach_2(found, rows):
-    line, record = _columns(rows["frontier"], "approach2"), found.record["approach2"]
-    slope = np.diff(np.log(line["params"])) / np.diff(np.log(line["flops"]))
-    np.testing.assert_allclose(slope, record["a"], rtol=1e-9)
-    slope = np.diff(np.log(line["tokens"])) / np.diff(np.log(line["flops"]))
-    np.testing.assert_allclose(slope, record["b"], rtol=1e-9)
-    assert np.all(np.array(line["params_low"]) < line["params"])
-    assert np.all(np.array(line["params_high"]) > line["params"])
-
-
-@pytest.mark.parametrize("method", ["parabola", "cubic", "akima"])
-def test_a_slice_s_curve_is_lowest_at_its_minimum(found, method):
-    path = found.record["inputs"]["path"]
-    other = fit.run(path, fit.Options(num_bootstraps=100, slices=method))
-    rows = _tables(other)["isoflop"]
-    curve, minima = _columns(rows, "slice"), _columns(rows, "minimum")
-    assert any(minima["used"])
-    for index, budget in enumerate(minima["budget"]):
-        if minima["params"][index] is None:
-            continue
-        mine = np.array(curve["budget"]) == budget
-        sizes, losses = (np.array(curve[key])[mine] for key in ("params", "loss"))
-        step = sizes[1] / sizes[0]
-        lowest = losses.argmin()
-        assert 1 / step < minima["params"][index] / sizes[lowest] < step
-        assert minima["loss"][index] <= losses[lowest] + 1e-4
-
-
-def test_runs_of_no_budget_are_drawn_without_one(found):
-    points = dataclasses.replace(found.points, flops=found.points.flops.copy())
-    points.flops[3] *= 2
-    rows = plot.tables(points, found.record, found.draws, found.law)["isoflop"]
-    budgets = _columns(rows, "run")["budget"]
-    assert budgets[3] is None
-    assert sum(budget is None for budget in budgets) == 1
-
-
-def test_residuals_name_the_run_that_is_far_off(found, rows):
-    e, a, b, alpha, beta = _hoffmann(found)
-    points, drawn = found.points, _columns(rows["residuals"], "run")
-    law = e + a / points.params**alpha + b / points.tokens**beta
-    np.testing.assert_allclose(drawn["residual"], np.log(points.loss / law), atol=1e-12)
-    assert [row for row, said in enumerate(drawn["named"]) if said] == [ODD]
-    assert drawn["row"][ODD] == ODD
-    assert f"row {ODD}" in _texts(_figures(found)["residuals"])
-
-
-def test_the_contours_are_the_law_and_the_path_its_least_loss(found, rows):
-    e, a, b, alpha, beta = _hoffmann(found)
-
-    def law(params, tokens):
-        return e + a / params**alpha + b / tokens**beta
-
-    for series in ("surface", "path"):
-        at = {k: np.array(v) for k, v in _columns(rows["contours"], series).items()}
-        expected = law(at["params"], at["tokens"])
-        np.testing.assert_allclose(at["loss"], expected, rtol=1e-12)
-    for off in (0.97, 1.03):  # along the same compute
-        assert np.all(law(at["params"] * off, at["tokens"] / off) > at["loss"])
-    equal = _columns(rows["contours"], "isoflop")
-    np.testing.assert_allclose(
-        6 * np.array(equal["params"]) * equal["tokens"], equal["flops"]
-    )
-
-
-def test_draws_are_shown_in_part_and_their_interval_is_of_all(found, rows):
-    drawn = _columns(rows["draws"], "draw")
-    assert list(drawn) == ["series", "E", "alpha", "beta", "a"]
-    assert len(drawn["E"]) == plot.MAX_DRAWS < len(found.draws["approach3"])
-    low, high = (_columns(rows["draws"], series) for series in ("low", "high"))
-    for name in ("E", "alpha", "beta", "a"):
-        interval = [low[name][0], high[name][0]]
-        assert interval == pytest.approx(found.record["approach3"]["ci"][name])
-
-
-def test_cuts_are_the_held_out_fits_and_end_in_the_fit_itself(found, rows):
-    tested = [one for one in found.record["held_out"] if one["test"]]
-    cuts, whole = (_columns(rows["cut"], series) for series in ("cut", "all"))
-    for key, name in (("flops", "cut"), ("a", "a"), ("mare", "mare")):
-        assert cuts[key] == [one[name] for one in tested]
-    assert cuts["a_low"] == [one["ci"]["a"][0] for one in tested]
-    assert whole["a"] == [found.record["approach3"]["a"]]
-
-
-@pytest.mark.parametrize(
-    ("missing", "left"),
-    [
-        ({"approach2": {"skipped": "no budgets"}}, ALL - {"isoflop"}),
-        ({"draws": {}}, ALL - {"draws"}),
-        ({"held_out": []}, ALL - {"cut"}),
-        ({"approach3": {"skipped": "not asked"}}, {"isoflop", "frontier", "cut"}),
-    ],
-)
-def test_what_a_fit_lacks_is_not_drawn(found, missing, left):
-    rows = _tables(found, **missing)
-    assert set(rows) == left
-    assert set(plot.figures(found.points, found.record | missing, {}, found.law,
-                            rows=rows)) == left  # fmt: skip
-
-
-def test_without_draws_the_frontier_has_no_band(found):
-    line = _columns(_tables(found, draws={})["frontier"], "approach3")
-    assert set(line["params_low"]) == {None}
-    assert None not in line["params"]
-
-
-def test_draws_without_an_optimum_are_left_out_and_counted(found):
-    draws = found.draws["approach3"].copy()
-    draws[:6, found.law.names.index("B")] = 0.0
-    draws[6] = np.nan
-    rows = _tables(found, draws={"approach3": draws})
-    line = _columns(rows["frontier"], "approach3")
-    assert set(line["draws_missing"]) == {7}
-    assert None not in line["params_low"]
-    figure = plot.figures(
-        found.points, found.record, {}, found.law, rows={"frontier": rows["frontier"]}
-    )["frontier"]
-    assert "95 % bootstrap interval; 7 draws have no optimum" in _texts(figure)
-
-
-@pytest.mark.parametrize(
-    "made", [{"budgets": (1e19,)}, {"budgets": (1e18, 1e20), "sizes": 3}, {"noise": 0}]
-)
-def test_few_or_perfect_runs_are_drawn_without_a_warning(made, tmp_path, recwarn):
-    path = surfaces.write(tmp_path / "few.csv", surfaces.isoflop(**made))
-    few = fit.run(path, fit.Options(num_bootstraps=100))
-    recwarn.clear()
-    figures = _figures(few)
-    assert {"frontier", "residuals", "contours"} <= set(figures)
-    assert all(plot.png(figure).startswith(b"\x89PNG") for figure in figures.values())
-    assert not [str(one.message) for one in recwarn]
-
-
-def test_a_law_that_reads_more_has_a_surface_at_its_median_and_no_frontier(found):
-    law = laws.LAWS["data_constrained"]
-    # Muennighoff et al. (arXiv 2305.16264), with exp of what they print.
-    theta = {"E": 1.87, "A": 521.0, "B": 1488.0, "alpha": 0.353, "beta": 0.353}
-    theta |= {"R_D": 15.39, "R_N": 5.31}
-    unique = np.where(np.arange(len(found.points.loss)) % 3, 1e9, 3e9)
-    points = dataclasses.replace(found.points, extra={"unique_tokens": unique})
-    record = found.record | {"approach3": {**theta, "ci": {}, "residual_sd": 0.01}}
-    rows = plot.tables(points, record, {}, law)
-    assert {row["series"] for row in rows["frontier"]}.isdisjoint({"approach3"})
-    surface = _columns(rows["contours"], "surface")
-    at = {"params": np.array(surface["params"]), "tokens": np.array(surface["tokens"])}
-    at["unique_tokens"] = np.full(len(at["params"]), 1e9)
-    expected = law.loss(np.array([theta[name] for name in law.names]), at)
-    np.testing.assert_allclose(surface["loss"], expected, rtol=1e-12)
-    assert set(plot.figures(points, record, {}, law, rows=rows)) == set(rows)
-
-
-def test_many_runs_are_thinned_but_outliers_stay(found):
-    points = found.points
-    times = 200
-    many = {
-        name: np.tile(getattr(points, name), times)
-        for name in ("params", "tokens", "loss", "flops", "cluster", "is_final", "run",
-                     "budget")
-    }  # fmt: skip
-    many["loss"][4321] *= 1.4
-    points = table.Points(**many, extra={}, record={})
-    rows = plot.tables(points, found.record, found.draws, found.law)
-    drawn = _columns(rows["residuals"], "run")
-    assert plot.MAX_RUNS <= len(drawn["row"]) <= plot.MAX_RUNS + plot.MAX_NAMED
-    assert 4321 in drawn["row"]
-    for name in ("frontier", "contours", "isoflop"):
-        assert len(_columns(rows[name], "run")["params"]) == plot.MAX_RUNS
-
-
-def test_the_same_fit_gives_the_same_bytes_whatever_style_is_set(found):
-    first = {name: plot.png(figure) for name, figure in _figures(found).items()}
-    before = dict(matplotlib.rcParams)
-    loud = {"font.size": 20, "axes.grid": False, "lines.linewidth": 9}
-    with matplotlib.rc_context(loud):
-        again = {name: plot.png(figure) for name, figure in _figures(found).items()}
-    assert first == again
-    assert dict(matplotlib.rcParams) == before
-    assert all(b"Software" not in image for image in first.values())
 
 
 def test_each_figure_says_its_units(found):
@@ -277,24 +45,56 @@ def test_each_figure_says_its_units(found):
         assert unit in said[name], name
 
 
+def test_the_run_that_is_far_off_is_named(found):
+    assert f"row {ODD}" in _texts(_figures(found)["residuals"])
+
+
+def test_draws_without_an_optimum_are_counted_in_the_key(found):
+    draws = found.draws["approach3"].copy()
+    draws[:7] = np.nan
+    figures = _figures(dataclasses.replace(found, draws={"approach3": draws}))
+    said = "95 % bootstrap interval; 7 draws have no optimum"
+    assert said in _texts(figures["frontier"])
+
+
+def test_a_fit_without_slices_or_draws_is_drawn(found):
+    bare = dataclasses.replace(found, draws={})
+    figures = _figures(bare, approach2={"skipped": "no budgets"})
+    assert set(figures) == {"frontier", "residuals", "contours", "cut"}
+    assert all(plot.png(figure) for figure in figures.values())
+
+
+def test_a_law_without_optimum_or_exponent_is_drawn(found):
+    rows = drawn.tables(found)
+    rows["frontier"] = [r for r in rows["frontier"] if r["series"] != "approach3"]
+    rows["contours"] = [r for r in rows["contours"] if r["series"] != "path"]
+    ends = dict.fromkeys(("a", "a_low", "a_high"))
+    rows["cut"] = [row | ends for row in rows["cut"]]
+    figures = plot.figures(rows, found.record)
+    assert "parametric (approach 3)" not in _texts(figures["frontier"])
+    assert "least loss for the compute" not in _texts(figures["contours"])
+    assert "all runs" not in _texts(figures["cut"])
+
+
 @pytest.mark.parametrize(
-    ("value", "said"),
-    [(7e7, "70M"), (1.5e9, "1.5B"), (1e12, "1T"), (999, "999"), (1e3, "1k"),
-     (3e21, "3·10²¹"), (1e18, "10¹⁸")],
-)  # fmt: skip
-def test_amounts_are_short(value, said):
-    assert plot.amount(value) == said
+    "made", [{"budgets": (1e19,)}, {"budgets": (1e18, 1e20), "sizes": 3}, {"noise": 0}]
+)
+def test_few_or_perfect_runs_are_drawn_without_a_warning(made, tmp_path, recwarn):
+    path = surfaces.write(tmp_path / "few.csv", surfaces.isoflop(**made))
+    few = fit.run(path, fit.Options(num_bootstraps=100))
+    recwarn.clear()
+    figures = _figures(few)
+    assert {"frontier", "residuals", "contours"} <= set(figures)
+    assert all(plot.png(figure).startswith(b"\x89PNG") for figure in figures.values())
+    assert not [str(one.message) for one in recwarn]
 
 
-def test_drawing_leaves_pyplot_alone_and_needs_no_jax():
-    code = (
-        "import sys\nfrom fm_jax.scaling import plot\n"
-        "assert 'matplotlib' not in sys.modules\nwith plot._styled(): pass\n"
-        "plot.png(plot._figure(2, 2)[0])\n"
-        "print([m for m in ('matplotlib.pyplot', 'jax', 'pandas', 'scipy')"
-        " if m in sys.modules])"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == "[]"
+def test_the_same_fit_gives_the_same_bytes_whatever_style_is_set(found):
+    first = {name: plot.png(figure) for name, figure in _figures(found).items()}
+    before = dict(matplotlib.rcParams)
+    loud = {"font.size": 20, "axes.grid": False, "lines.linewidth": 9}
+    with matplotlib.rc_context(loud):
+        again = {name: plot.png(figure) for name, figure in _figures(found).items()}
+    assert first == again
+    assert dict(matplotlib.rcParams) == before
+    assert all(b"Software" not in image for image in first.values())

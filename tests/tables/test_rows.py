@@ -5,11 +5,11 @@ import re
 import sys
 
 import pytest
-from tests.tables.runfolders import row
 
 from fm_jax.errors import UserError
 from fm_jax.tables import rows, schema
 from tests.tables import runfolders
+from tests.tables.runfolders import row
 
 
 def _refused(said, call, *args):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.tables.runfolders import row
 
 from fm_jax.errors import UserError
 from fm_jax.tables import table
 from tests.tables import runfolders
+from tests.tables.runfolders import row
 
 ROOT = Path(__file__).parent.parent.parent
 DATA = ROOT.parent / "shared" / "data" / "scaling"

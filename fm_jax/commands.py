@@ -340,6 +340,7 @@ COMMANDS = {
             "top_share": (0.25, "of the budget, for the largest compute it can pay"),
             "params_factor": (1.0, "how far sizes may leave the range of the fit's"),
             "noise": (0.0, "sd of a run's ln loss; 0: that of the fit's residuals"),
+            "column": ((), "what else the law reads, as unique_tokens=1e9"),
             "out": ("", "also write them, a JSON object a line"),
             "json": (False, "print JSON"),
         },

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,8 +15,11 @@ NUM_DRAWS = 200
 NUM_OUTLIERS = 5
 FEW_DECADES = 3.0
 HIGH_CORRELATION = 0.99
+SMALL_ERROR = 0.002  # relative, of a held-out loss: nothing to warn of
+FEW_CLUSTERS = 4
 LARGE_RESIDUAL = 0.02  # of ln loss: seeds move a loss by a tenth of this
 STRUCTURE_P = 1e-3
+CENTRED = (("A", "alpha", "params"), ("B", "beta", "tokens"))
 
 
 def held_out(
@@ -36,7 +40,8 @@ def held_out(
     for cut in sorted(cuts - {float(order[-1])}):
         kept = problem.flops <= cut
         train, test = problem.take(kept), problem.take(~kept)
-        if len(train) < train.min_runs + 2:
+        by_cluster = kind.endswith("cluster") and train.num_clusters < 2
+        if len(train) < train.min_runs + 2 or by_cluster or not train.can_be_fitted():
             continue
         best = train.fit().theta
         drawn, _ = train.draws(best, kind=kind, num=NUM_DRAWS, seed=seed)
@@ -53,7 +58,7 @@ def _cut(train, test, theta, draws, cut, seed) -> dict:
     if test is None:
         return made
     errors = np.abs(np.expm1(-test.residuals(theta)))
-    noise = np.std(train.residuals(theta), ddof=1)
+    noise = train.noise(theta)
     rng = np.random.default_rng(seed)
     losses = test.predicted(draws)
     losses = losses * np.exp(noise * rng.standard_normal(losses.shape))
@@ -80,28 +85,26 @@ def sensitivity(problem: Problem, theta: np.ndarray) -> list[dict]:
         ("least squares of loss", _with(problem, math.inf, "linear")),
     ]
     tried = [(w, p) for w, p in others[1:] if (p.delta, p.space) != chosen]
-    residuals = np.abs(problem.residuals(theta))
-    order = np.argsort(residuals)
+    order = np.argsort(np.abs(problem.residuals(theta)))
+    parts = []
     if len(problem) >= problem.min_runs + 4 * NUM_OUTLIERS:
-        kept = np.sort(order[:-NUM_OUTLIERS])
         what = f"without the {NUM_OUTLIERS} largest residuals"
-        tried.append((what, problem.take(kept)))
-    for what, kept in (
-        ("without the smallest third by compute", problem.flops > _third(problem, 1)),
-        ("without the largest third by compute", problem.flops <= _third(problem, 2)),
-    ):
-        if kept.sum() >= problem.min_runs + 2:
-            tried.append((what, problem.take(kept)))
+        parts.append((what, np.sort(order[:-NUM_OUTLIERS])))
+    low, high = (float(np.quantile(problem.flops, third)) for third in (1 / 3, 2 / 3))
+    parts += [
+        ("without the smallest third by compute", problem.flops * SAME_BUDGET > low),
+        ("without the largest third by compute", problem.flops <= high * SAME_BUDGET),
+    ]
+    for what, kept in parts:
+        part = problem.take(kept)
+        if len(part) >= part.min_runs + 2 and part.can_be_fitted():
+            tried.append((what, part))
     rows = [row(problem, theta, "as asked")]
     return rows + [row(p, p.fit().theta, what) for what, p in tried]
 
 
 def _with(problem: Problem, delta: float, space: str) -> Problem:
     return dataclasses.replace(problem, delta=delta, space=space)
-
-
-def _third(problem: Problem, count: int) -> float:
-    return float(np.quantile(problem.flops, count / 3))
 
 
 def row(problem: Problem, theta: np.ndarray, what: str) -> dict:
@@ -112,12 +115,13 @@ def row(problem: Problem, theta: np.ndarray, what: str) -> dict:
     return made if exponents is None else made | {"a": float(exponents[0])}
 
 
-def replicate_sd(problem: Problem) -> float | None:
-    """Return the sd of ln loss between runs of the same place; None without any.
+def replicate_sd(problem: Problem, settings: Sequence[np.ndarray] = ()) -> float | None:
+    """Return the sd of ln loss between runs alike in all but their seed, or None.
 
-    Pooled over places: what another seed does to a run, whatever the law.
+    Pooled over places; `settings` are the other columns that tell runs apart, as the
+    learning rate.
     """
-    places = np.stack(list(problem.columns.values()), 1)
+    places = np.stack([*problem.columns.values(), *settings], 1)
     _, group = np.unique(places, axis=0, return_inverse=True)
     counts = np.bincount(group)
     freedom = int(np.sum(counts - 1))
@@ -135,7 +139,7 @@ def warnings(
     tested: list[dict],
 ) -> list[str]:
     """Return what a reader must know before believing the numbers, a sentence each."""
-    found = []
+    found = _few(problem)
     decades = float(np.log10(problem.flops.max() / problem.flops.min()))
     if decades < FEW_DECADES:
         found.append(
@@ -157,7 +161,7 @@ def warnings(
             "other parameters fit these runs as well: what is printed is one of many"
         )
     found += _bounds(problem, fitted, draws)
-    pair, value = correlation(problem.law.names, draws)
+    pair, value = correlation(problem, draws)
     if abs(value) > HIGH_CORRELATION:
         found.append(
             f"{pair[0]} and {pair[1]} are correlated {value:+.4f} in the draws: "
@@ -166,13 +170,33 @@ def warnings(
     return found + _misfits(problem, fitted.theta, tested)
 
 
+def _few(problem: Problem) -> list[str]:
+    """Return what too few runs or clusters do to intervals, as simulation has it."""
+    found, count = [], 2 * len(problem.law.names)
+    if len(problem) < count:
+        found.append(
+            f"{len(problem)} runs for {len(problem.law.names)} parameters: 95 % "
+            f"intervals hold less often than they say below {count}"
+        )
+    if 1 < problem.num_clusters < FEW_CLUSTERS:
+        found.append(
+            f"the runs are of {problem.num_clusters} clusters: intervals from fewer "
+            f"than {FEW_CLUSTERS} are too narrow"
+        )
+    return found
+
+
 def _bounds(problem: Problem, fitted: solver.Fitted, draws: np.ndarray) -> list[str]:
     theta, names = fitted.theta, problem.law.names
-    found = [
-        f"{name} is at its bound ({theta[names.index(name)]:.2g}): these runs do not "
-        "see it"
-        for name in fitted.at_bound
-    ]
+    found = []
+    for name in fitted.at_bound:
+        value = theta[names.index(name)]
+        found.append(
+            f"{name} is at its bound, 0: these runs do not see it"
+            if value == 0
+            else f"{name} has no effect on these runs' losses (its fit ended at "
+            f"{value:.2g}): it is not known, whatever its interval"
+        )
     if "E" in names and "E" not in fitted.at_bound:
         index, least = names.index("E"), float(problem.loss.min())
         low = float(resamples.interval(draws[:, index])[0])
@@ -193,7 +217,7 @@ def _bounds(problem: Problem, fitted: solver.Fitted, draws: np.ndarray) -> list[
 def _misfits(problem: Problem, theta: np.ndarray, tested: list[dict]) -> list[str]:
     found = []
     residuals = problem.residuals(theta)
-    spread = float(np.std(residuals, ddof=1))
+    spread = problem.noise(theta)
     if spread > LARGE_RESIDUAL:
         found.append(
             f"the law does not hold: losses lie {spread:.1%} from it (standard "
@@ -207,7 +231,7 @@ def _misfits(problem: Problem, theta: np.ndarray, tested: list[dict]) -> list[st
         )
     cuts = [row for row in tested if "mare" in row]
     inside = float(np.mean(np.abs(np.expm1(-residuals))))
-    if cuts and cuts[-1]["mare"] > 3 * inside:
+    if cuts and cuts[-1]["mare"] > max(3 * inside, SMALL_ERROR):
         found.append(
             f"held-out error at the last cut is {cuts[-1]['mare']:.2%}, "
             f"{cuts[-1]['mare'] / inside:.1f} times that of the fit: it gets worse "
@@ -218,13 +242,15 @@ def _misfits(problem: Problem, theta: np.ndarray, tested: list[dict]) -> list[st
 
 def structure(problem: Problem, theta: np.ndarray) -> tuple[float, float]:
     """Return the p-value of an F test for a quadratic in the residuals, and its R^2."""
+    if not {"params", "tokens"} <= problem.columns.keys():
+        return 1.0, 0.0
     residuals = problem.residuals(theta)
     u = _standard(np.log(problem.columns["params"]))
     v = _standard(np.log(problem.columns["tokens"]))
     features = np.stack([np.ones_like(u), u, v, u * u, v * v, u * v], 1)
     _, _, rank, _ = np.linalg.lstsq(features, residuals, rcond=None)
     freedom = len(residuals) - len(problem.law.names) - rank
-    if freedom < 4:
+    if freedom < 4 or rank < 2:
         return 1.0, 0.0
     smooth = features @ np.linalg.lstsq(features, residuals, rcond=None)[0]
     explained = float(np.sum((smooth - residuals.mean()) ** 2))
@@ -242,23 +268,27 @@ def _standard(x: np.ndarray) -> np.ndarray:
     return (x - x.mean()) / (x.std() or 1.0)
 
 
-def correlation(
-    names: tuple[str, ...], draws: np.ndarray
-) -> tuple[tuple[str, str], float]:
+def correlation(problem: Problem, draws: np.ndarray) -> tuple[tuple[str, str], float]:
     """Return the pair of parameters that move together most in the draws.
 
-    Factors are taken by their logarithms, as A is a factor of a power.
+    A factor of a power is taken at the middle of the runs, ln(A / N^alpha), so that
+    the units of params and tokens do not matter.
     """
-    logs = np.where(
-        np.isin(names, ("alpha", "beta", "eta")), draws, np.log(np.abs(draws) + 1e-300)
-    )
-    finite = logs[np.all(np.isfinite(logs), axis=1)]
+    names = problem.law.names
+    columns = {name: np.asarray(draws[:, i], float) for i, name in enumerate(names)}
+    for factor, exponent, column in CENTRED:
+        if factor in columns:
+            middle = np.log(problem.columns[column]).mean()
+            power = columns.get(exponent, problem.law.held.get(exponent, 0.0))
+            with np.errstate(divide="ignore"):
+                columns[factor] = np.log(columns[factor]) - power * middle
+    values = np.stack([columns[name] for name in names], 1)
+    finite = values[np.all(np.isfinite(values), axis=1)]
     if len(finite) < 3 or len(names) < 2:
         return (names[0], names[0]), 0.0
     with np.errstate(invalid="ignore", divide="ignore"):
         table = np.nan_to_num(np.corrcoef(finite.T))
-    np.fill_diagonal(table, 0.0)
-    i, j = np.unravel_index(np.argmax(np.abs(table)), table.shape)
+    i, j = np.unravel_index(np.argmax(np.abs(np.triu(table, 1))), table.shape)
     return (names[i], names[j]), float(table[i, j])
 
 

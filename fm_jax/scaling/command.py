@@ -30,6 +30,8 @@ def fit(flags: Any) -> None:
         seed=flags.seed,
     )
     out = Path(flags.out) if flags.out else _beside(path)
+    options.check()
+    fits.prepare(out)
     found = fits.run(path, options)
     fits.write(found, out)
     text = show.lines(found.record)
@@ -58,6 +60,7 @@ def suggest(flags: Any) -> None:
         top_share=flags.top_share,
         params_factor=flags.params_factor,
         noise=flags.noise or None,
+        columns=numbers(flags.column, "--column") or None,
     )
     text = suggestions.lines(found)
     _print([json.dumps(found, indent=1)] if flags.json else text)
@@ -78,6 +81,8 @@ def numbers(given: list[str], flag: str) -> dict[str, float]:
     found = {}
     for text in given:
         name, _, value = text.partition("=")
+        if name in found:
+            raise UserError(f"{flag} must give {name} once; got it twice.")
         try:
             found[name] = float(value)
         except ValueError:

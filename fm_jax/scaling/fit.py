@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,21 @@ import numpy as np
 from fm_jax import configfile
 from fm_jax.errors import UserError, unknown
 from fm_jax.runs import Run
-from fm_jax.scaling import checks, envelope, frontier, laws, problem, rates, slices
+from fm_jax.scaling import (
+    checks,
+    envelope,
+    frontier,
+    laws,
+    problem,
+    rates,
+    resamples,
+    slices,
+    solver,
+)
 from fm_jax.tables import table
 
 FORMAT = 1
 FILE, DRAWS = "fit.json", "draws.npz"
-SPACES = ("log", "linear")
 SAID = {"approach1": "approach 1", "approach2": "approach 2", "rates": "rates"}
 BEYOND = (1.0, 10.0, 100.0)  # times the largest compute, where optima are shown
 
@@ -41,12 +51,12 @@ class Options:
 
     def check(self) -> None:
         """Raise UserError on a value that is wrong by itself."""
-        if self.space not in SPACES:
-            raise unknown("--space", self.space, SPACES)
+        if self.space not in solver.SPACES:
+            raise unknown("--space", self.space, solver.SPACES)
         if self.slices not in slices.METHODS:
             raise unknown("--slices", self.slices, slices.METHODS)
-        if self.bootstrap not in ("auto", *problem.RESAMPLES):
-            raise unknown("--bootstrap", self.bootstrap, ("auto", *problem.RESAMPLES))
+        if self.bootstrap not in ("auto", *resamples.KINDS):
+            raise unknown("--bootstrap", self.bootstrap, ("auto", *resamples.KINDS))
         if not self.delta >= 0:
             raise UserError(f"--delta must be >= 0, or inf; got {self.delta}.")
         if self.num_bootstraps < 100:
@@ -89,10 +99,27 @@ def run(path: Path, options: Options) -> Fit:
     if kind == "auto":
         kind = problem.choose_resampling(asked)
     fitted, draws, third = _parametric(asked, kind, options)
+    settings = _settings(points)
+    third["replicate_sd"] = checks.replicate_sd(asked, list(settings.values()))
     tested = checks.held_out(asked, fitted.theta, draws, kind=kind, seed=options.seed)
     warnings = checks.warnings(asked, fitted, draws, tested)
+    optima = _optima(asked, fitted.theta, draws)
+    warnings += _about_draws(third, optima, asked, kind)
+    sensitivity = checks.sensitivity(asked, fitted.theta)
+    best = _best_of_places(asked)
+    if settings and len(best) < len(asked):
+        warnings.append(
+            f"runs of one size and length differ in {' and '.join(settings)}: the law "
+            "goes through all of them, not through the best of each"
+        )
+        if best.can_be_fitted():
+            row = checks.row(best, best.fit().theta, "the best run of each place")
+            sensitivity.append(row)
     by_slices, second = _by_slices(points, asked, fitted.theta, options)
-    by_envelope, first = _by_envelope(path, points, options, reading)
+    first = None
+    by_envelope = _optional(lambda: _by_envelope(path, points, options, reading))
+    if not isinstance(by_envelope, dict):
+        by_envelope, first = by_envelope
     record = {
         "format": FORMAT,
         "inputs": points.record | {"columns_read": sorted(asked.columns)},
@@ -105,9 +132,9 @@ def run(path: Path, options: Options) -> Fit:
         "approach3": third,
         "approach2": by_slices,
         "approach1": by_envelope,
-        "optima": _optima(asked, fitted.theta, draws, points),
+        "optima": optima,
         "held_out": tested,
-        "sensitivity": checks.sensitivity(asked, fitted.theta),
+        "sensitivity": sensitivity,
         "warnings": warnings,
     }
     kept = {"approach3": draws}
@@ -115,7 +142,8 @@ def run(path: Path, options: Options) -> Fit:
     kept |= {"approach1": first} if first is not None else {}
     record["sensitivity"] += _with_excluded(path, points, law, options, reading)
     record |= _by_count(path, points, law, kind, options, reading, kept)
-    record |= _rates(points, options)
+    if settings:
+        record["rates"] = _optional(lambda: _rates(points, settings, options))
     for name in ("approach1", "approach2", "rates"):
         found = record.get(name, {})
         if "skipped" not in found:
@@ -143,7 +171,7 @@ def _parametric(asked, kind, options) -> tuple[Any, np.ndarray, dict]:
             record[name] = float(value)
             ci[name] = checks.interval(ensemble)
             se[name] = float(np.nanstd(ensemble, ddof=1))
-    pair, value = checks.correlation(names, draws)
+    pair, value = checks.correlation(asked, draws)
     record |= {
         "objective": fitted.objective,
         "ci": ci,
@@ -156,8 +184,7 @@ def _parametric(asked, kind, options) -> tuple[Any, np.ndarray, dict]:
         },
         "draws": len(draws),
         "draws_not_converged": stray,
-        "residual_sd": float(np.std(asked.residuals(fitted.theta), ddof=1)),
-        "replicate_sd": checks.replicate_sd(asked),
+        "residual_sd": asked.noise(fitted.theta),
         "residual_mare": float(
             np.mean(np.abs(np.expm1(-asked.residuals(fitted.theta))))
         ),
@@ -205,9 +232,9 @@ def _by_envelope(path, points, options, reading):
     return found.record(), found.draws
 
 
-def _optima(asked, theta, draws, points) -> list[dict]:
+def _optima(asked, theta, draws) -> list[dict]:
     """Return the optimum with its intervals at and beyond the largest compute."""
-    largest = float(points.flops.max())
+    largest = float(np.max(6 * asked.columns["params"] * asked.columns["tokens"]))
     return [
         optimum(asked.law, theta, draws, largest * beyond, largest=largest)
         for beyond in BEYOND
@@ -251,35 +278,83 @@ def _by_count(path, points, law, kind, options, reading, kept) -> dict:
         others = table.read(path, count=count, **reading)
         asked = problem.of(others, law, delta=options.delta, space=options.space)
         fitted, draws, record = _parametric(asked, kind, options)
+        record["replicate_sd"] = None
+        optima = _optima(asked, fitted.theta, draws)
+        said = checks.warnings(asked, fitted, draws, [])
         found[count] = record | {
             "range": _range(others),
-            "optima": _optima(asked, fitted.theta, draws, others),
+            "optima": optima,
+            "warnings": said + _about_draws(record, optima, asked, kind),
         }
         kept[f"approach3_{count}"] = draws
     return {"by_count": found}
 
 
 def _with_excluded(path, points, law, options, reading) -> list[dict]:
-    """Return the fit's row with the rows that were excluded, where there are any."""
+    """Return the fit's row with the rows that were excluded, where they can be read."""
     if not sum(points.record["excluded"].values()):
         return []
-    whole = table.read(path, count=options.count, **(reading | {"exclude": ()}))
-    asked = problem.of(whole, law, delta=options.delta, space=options.space)
+    try:
+        whole = table.read(path, count=options.count, **(reading | {"exclude": ()}))
+        asked = problem.of(whole, law, delta=options.delta, space=options.space)
+    except UserError:  # no numbers, or twice the same: why they are excluded
+        return []
     return [checks.row(asked, asked.fit().theta, "with the excluded rows")]
 
 
-def _rates(points, options) -> dict:
+def _optional(find: Callable) -> Any:
+    """Return what `find` returns, or why a part that may be missing cannot be had."""
+    try:
+        return find()
+    except UserError as error:
+        return {"skipped": str(error)}
+
+
+def _settings(points) -> dict[str, np.ndarray]:
+    """Return the columns of learning rate and batch in which runs of a place differ."""
+    found = {}
+    places = np.stack([points.params, points.tokens], 1)
+    _, group = np.unique(places, axis=0, return_inverse=True)
+    for name in rates.THINGS:
+        column = points.extra.get(name, np.array([math.nan]))
+        if np.all(np.isfinite(column)):
+            pairs = np.unique(np.stack([group, column], 1), axis=0)
+            if len(pairs) > group.max() + 1:
+                found[name] = column
+    return found
+
+
+def _rates(points, settings, options) -> dict:
     """Return the laws of learning rate and batch size, where runs differ in them."""
     columns = {"params": points.params, "tokens": points.tokens}
-    for name in rates.THINGS:
-        if name in points.extra and np.all(np.isfinite(points.extra[name])):
-            columns[name] = points.extra[name]
-    cells = set(zip(points.params, points.tokens, strict=True))
-    settings = set(zip(*columns.values(), strict=True))
-    if "learning_rate" not in columns or len(settings) == len(cells):
-        return {}  # one setting for each size and length: nothing to learn from
-    found = rates.fit(columns, points.loss, seed=options.seed)
-    return {"rates": found.record()}
+    return rates.fit(columns | settings, points.loss, seed=options.seed).record()
+
+
+def _best_of_places(asked: problem.Problem) -> problem.Problem:
+    """Return the problem of the run of least loss at each place."""
+    places = np.stack(list(asked.columns.values()), 1)
+    order = np.argsort(asked.loss, kind="stable")
+    _, first = np.unique(places[order], axis=0, return_index=True)
+    return asked.take(np.sort(order[first]))
+
+
+def _about_draws(third, optima, asked, kind) -> list[str]:
+    """Return what the draws themselves say against the intervals made of them."""
+    said, total = [], third["draws"]
+    if third["draws_not_converged"]:
+        said.append(
+            f"{third['draws_not_converged']} of {total} draws did not converge; they "
+            "are in the intervals as they ended"
+        )
+    without = max((one.get("draws_without", 0) for one in optima), default=0)
+    if without:
+        said.append(
+            f"{without} of {total} draws have no best size: intervals of N* and D* are "
+            "of the others"
+        )
+    if kind.endswith("cluster") and asked.num_clusters == len(asked):
+        said.append(f"no two runs share a cluster: bootstrap {kind} is one of runs")
+    return said
 
 
 def _floor(points, third) -> dict:
@@ -315,13 +390,28 @@ def _range(points) -> dict:
         for column in [getattr(points, name)]
     }
     low, high = ends["flops"]
-    return ends | {"decades": math.log10(high / low)}
+    by_rule = 6 * points.params * points.tokens
+    return ends | {
+        "decades": math.log10(high / low),
+        "flops_6nd": [float(by_rule.min()), float(by_rule.max())],
+        "flops_ratio": float(np.median(points.flops / by_rule)),
+    }
+
+
+def prepare(out: Path) -> None:
+    """Make the folder that a fit is written to; raises UserError where one cannot."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--out must be a folder to write in; got {out} ({error.strerror})."
+        ) from error
 
 
 def write(fit: Fit, out: Path) -> None:
     """Write fit.json and draws.npz into the folder `out`, each whole or not at all."""
+    prepare(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         beside = out / f".{DRAWS}.writing.npz"
         np.savez(beside, **fit.draws)
         beside.replace(out / DRAWS)

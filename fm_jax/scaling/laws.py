@@ -87,12 +87,12 @@ def fixed(law: Law, **held: float) -> Law:
     for name, value in held.items():
         if name not in law.parameters:
             raise errors.unknown(f"held parameter of {law.name}", name, law.parameters)
-        demand, least = {
-            "log": ("more than 0", np.nextafter(0, 1)),
-            "linear": ("0 or more", 0.0),
-            "signed": ("a number", -np.inf),
+        demand, least, most = {
+            "log": ("more than 0", np.nextafter(0, 1), np.inf),
+            "linear": ("0 or more", 0.0, np.inf),
+            "signed": ("between -20 and 20", -20.0, 20.0),
         }[law.scale(name)]
-        if not np.isfinite(value) or value < least:
+        if not np.isfinite(value) or not least <= value <= most:
             raise UserError(
                 f"{name} of {law.name} must be held at {demand}; got {value}. "
                 "Hold it at another number, or fit it."

@@ -10,7 +10,11 @@ from fm_jax.scaling import resamples, solver
 from fm_jax.scaling.laws import Law
 from fm_jax.tables.table import Points
 
-RESAMPLES = ("pairs", "cluster", "bayesian", "bayesian_cluster")
+# What each column must vary for, where the law has them free.
+NEEDS = {
+    "params": ("A", "alpha", "N_c", "alpha_N"),
+    "tokens": ("B", "beta", "D_c", "alpha_D"),
+}
 FEW_RUNS = 30  # below this, a resample of whole rows may leave a law unidentified
 
 
@@ -34,9 +38,27 @@ class Problem:
         return len(self.loss)
 
     @property
+    def num_clusters(self) -> int:
+        """How many groups of runs are resampled together."""
+        return len(np.unique(self.clusters))
+
+    @property
     def min_runs(self) -> int:
         """The runs without which there is nothing to fit."""
         return len(self.law.names) + 1
+
+    def unvaried(self) -> dict[str, list[str]]:
+        """Return the columns that are one number, with what cannot be fitted so."""
+        found = {}
+        for column, needed in NEEDS.items():
+            free = [name for name in needed if name in self.law.names]
+            if column in self.columns and np.ptp(self.columns[column]) == 0 and free:
+                found[column] = free
+        return found
+
+    def can_be_fitted(self) -> bool:
+        """Return whether there are runs enough, and different ones."""
+        return len(self) >= self.min_runs and not self.unvaried()
 
     def take(self, kept: np.ndarray) -> "Problem":
         """Return the problem of the runs that a mask or indices keep."""
@@ -87,6 +109,11 @@ class Problem:
         """Return ln(loss / predicted) of each run."""
         return np.log(self.loss) - np.log(self.predicted(theta))
 
+    def noise(self, theta: np.ndarray) -> float:
+        """Return the sd of ln loss about the law: n - P degrees of freedom."""
+        squares = float(np.sum(self.residuals(theta) ** 2))
+        return math.sqrt(squares / (len(self) - len(self.law.names)))
+
 
 def of(points: Points, law: Law, *, delta: float, space: str) -> Problem:
     """Return the problem of fitting `law` to a table's runs.
@@ -119,20 +146,25 @@ def of(points: Points, law: Law, *, delta: float, space: str) -> Problem:
             f"--law={law.name} must have more runs than its {len(law.names)} "
             f"parameters; got {len(made)}. Add runs, or fix a parameter."
         )
+    for column, free in made.unvaried().items():
+        raise UserError(
+            f"--law={law.name} must have runs of different {column}; got "
+            f"{columns[column][0]:g} in each. Add others, or hold "
+            f"{' and '.join(free)} with --fix."
+        )
     return made
 
 
 def choose_resampling(problem: Problem) -> str:
     """Return how to resample runs where the user does not say.
 
-    Clusters where runs share a trunk or a group; weights from a Dirichlet (Rubin, 1981)
-    below FEW_RUNS, where whole rows left out would leave resamples without a fit.
+    Clusters where some runs share a trunk or a group; weights from a Dirichlet (Rubin,
+    1981) below FEW_RUNS, where whole rows left out would leave resamples without a fit.
     """
-    num_clusters = len(np.unique(problem.clusters))
-    kind = "bayesian" if num_clusters < FEW_RUNS else "pairs"
-    if num_clusters == len(problem):
-        return kind
-    return "bayesian_cluster" if kind == "bayesian" else "cluster"
+    num_clusters = problem.num_clusters
+    if num_clusters in (1, len(problem)):
+        return "bayesian" if len(problem) < FEW_RUNS else "pairs"
+    return "bayesian_cluster" if num_clusters < FEW_RUNS else "cluster"
 
 
 def objective_name(delta: float, space: str) -> str:

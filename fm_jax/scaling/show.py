@@ -19,8 +19,9 @@ def lines(record: dict[str, Any]) -> list[str]:
     text += ["", *_held_out(record["held_out"], record["approach3"])]
     text += ["", *_sensitivity(record)]
     warnings = record["warnings"]
-    text += ["", *(f"WARNING  {said}" for said in warnings)]
-    return text if warnings else text[:-1]
+    notes = record["inputs"].get("notes", [])
+    text += ["", *(f"NOTE     {said}" for said in notes)]
+    return text + [f"WARNING  {said}" for said in warnings]
 
 
 def _inputs(record: dict) -> str:
@@ -28,8 +29,12 @@ def _inputs(record: dict) -> str:
     left_out = inputs["excluded"] or {}
     said = ", ".join(f"{n} by {condition}" for condition, n in left_out.items())
     low, high = spans["flops"]
-    diverged = inputs.get("diverged") or []
-    extra = f", {len(diverged)} diverged" if diverged else ""
+    extra = "".join(
+        f", {count} {state}"
+        for state in ("diverged", "failed", "running", "unstarted")
+        for found in [inputs.get(state) or 0]
+        if (count := found if isinstance(found, int) else len(found))
+    )
     return (
         f"{inputs['rows']} runs ({said or 'none'} excluded{extra}), C {low:.3g} to "
         f"{high:.3g} ({spans['decades']:.1f} decades), N {inputs['count']}, "
@@ -42,7 +47,8 @@ def _parametric(fit: dict, options: dict) -> list[str]:
     state = "converged" if sure["converged"] else "NOT CONVERGED"
     names = [n for n in fit["ci"] if n not in ("a", "b")]
     text = [
-        f"approach 3 ({fit['law']}): {options['objective']} = {fit['objective']:.8g}; "
+        f"approach 3 ({fit['law']}): {options['objective']} = "
+        f"{number(fit['objective'], '.8g')}; "
         f"{state}, {sure['agreeing']} of {sure['starts']} starts agree, gradient "
         f"{sure['gradient_norm']:.1g}"
     ]
@@ -74,7 +80,7 @@ def _others(record: dict) -> list[str]:
         if "b" in found:
             shown += f"  b {valued(found, 'b')}"
         if "corrected" in found:
-            shown += f" (a {found['corrected']['a']:.3f} with its bias corrected)"
+            shown += f" (its bias corrected: a {valued(found['corrected'], 'a')})"
         said.append(shown)
     return said
 
@@ -116,8 +122,8 @@ def _rates(found: dict) -> list[str]:
         if thing in found and "skipped" not in found[thing]:
             one = found[thing]
             text.append(
-                f"{thing}* = {one['coefficient']:.3g} N^{one['params']:.3f} "
-                f"D^{one['tokens']:.3f}"
+                f"best {thing} = {valued(one, 'coefficient', '.3g')} * "
+                f"N^{valued(one, 'params', '.3f')} * D^{valued(one, 'tokens', '.3f')}"
             )
     return text
 
@@ -161,7 +167,8 @@ def _sensitivity(record: dict) -> list[str]:
 
 def valued(found: dict, name: str, form: str = SIGNIFICANT) -> str:
     """Return a number with its interval, as `0.514 [0.48, 0.556]`."""
-    interval = bracket(found["ci"].get(name), form) if "ci" in found else ""
+    ends = found["ci"].get(name) if found[name] is not None else None
+    interval = "" if ends is None or ends[0] == ends[1] else bracket(ends, form)
     return f"{number(found[name], form)} {interval}".rstrip()
 
 

@@ -91,6 +91,69 @@ def test_options_that_cannot_be_are_refused_by_name(table):
     assert _mistake(table, seed=-1).startswith("--seed must be")
 
 
+def test_rows_that_cannot_be_read_may_be_excluded(tmp_path):
+    columns = surfaces.isoflop()
+    columns["bad"] = (np.arange(36) == 3).astype(float)
+    columns["loss"][3] = np.nan
+    file = surfaces.write(tmp_path / "gap.csv", columns)
+    found = fit.run(file, fit.Options(num_bootstraps=100, exclude=("bad=1",)))
+    assert found.record["inputs"]["rows"] == 35
+    what = [row["what"] for row in found.record["sensitivity"]]
+    assert "with the excluded rows" not in what
+    columns["loss"][3] = 5.0
+    file = surfaces.write(tmp_path / "high.csv", columns)
+    found = fit.run(file, fit.Options(num_bootstraps=100, exclude=("bad=1",)))
+    assert found.record["sensitivity"][-1]["runs"] == 36
+
+
+def test_a_table_without_curves_still_gives_its_law(tmp_path):
+    columns = surfaces.isoflop()
+    columns["run"] = np.full(36, "one")
+    found = fit.run(
+        surfaces.write(tmp_path / "a.csv", columns), fit.Options(num_bootstraps=100)
+    )
+    assert "curve's params must be one number" in found.record["approach1"]["skipped"]
+    assert found.record["approach3"]["certificate"]["converged"]
+
+
+def test_one_place_with_several_rates_is_said_and_fitted_by_its_best_too(tmp_path):
+    columns = {n: np.repeat(c, 3) for n, c in surfaces.isoflop(noise=1e-3).items()}
+    columns["learning_rate"] = np.tile([1e-3, 2e-3, 4e-3], 36)
+    columns["loss"] = columns["loss"] * np.tile([1.02, 1.0, 1.03], 36)
+    file = surfaces.write(tmp_path / "rates.csv", columns)
+    record = fit.run(file, fit.Options(num_bootstraps=100)).record
+    assert any("differ in learning_rate" in said for said in record["warnings"])
+    best = next(r for r in record["sensitivity"] if "best run" in r["what"])
+    assert best["runs"] == 36
+    assert best["E"] == pytest.approx(1.69, abs=0.03)
+    assert record["approach3"]["replicate_sd"] is None
+    assert record["rates"]["cells"]
+
+
+def test_optima_are_at_six_n_d_whatever_the_tables_flops(tmp_path):
+    columns = surfaces.isoflop()
+    columns["flops"] = 9 * columns["params"] * columns["tokens"]
+    file = surfaces.write(tmp_path / "nine.csv", columns)
+    record = fit.run(file, fit.Options(num_bootstraps=100)).record
+    assert record["range"]["flops"][1] == pytest.approx(1.5e21)
+    assert record["range"]["flops_6nd"][1] == pytest.approx(1e21)
+    assert record["range"]["flops_ratio"] == pytest.approx(1.5)
+    assert record["optima"][0]["flops"] == pytest.approx(1e21)
+    assert record["optima"][0]["extrapolation"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("column", ["params", "tokens"])
+def test_one_size_or_one_length_is_refused_by_name(tmp_path, column):
+    columns = surfaces.isoflop()
+    columns[column] = np.full(36, 1e9)
+    file = surfaces.write(tmp_path / "same.csv", columns)
+    held = {"params": "A and alpha", "tokens": "B and beta"}[column]
+    assert _mistake(file, duplicates="keep") == (
+        f"--law=chinchilla must have runs of different {column}; got 1e+09 in each. "
+        f"Add others, or hold {held} with --fix."
+    )
+
+
 def test_fewer_runs_than_parameters_are_refused(tmp_path):
     columns = {name: c[::8] for name, c in surfaces.isoflop().items()}
     few = surfaces.write(tmp_path / "few.csv", columns)

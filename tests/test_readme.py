@@ -19,6 +19,8 @@ def _commands():
     found = []
     for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
+            if not line.startswith(("fm ", "./launch/local.sh ")):
+                continue  # what a command prints
             words = shlex.split(line.replace("[", "").replace("]", ""), comments=True)
             if words[:1] == ["./launch/local.sh"]:
                 words = words[1:]

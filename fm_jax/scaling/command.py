@@ -10,8 +10,8 @@ from fm_jax.errors import UserError
 
 def fit(flags: Any) -> None:
     """Fit a table, print the fit, and write its folder. See commands.py for flags."""
+    from fm_jax.scaling import files, show
     from fm_jax.scaling import fit as fits
-    from fm_jax.scaling import show
 
     path = Path(flags.runs).expanduser()
     options = fits.Options(
@@ -31,9 +31,9 @@ def fit(flags: Any) -> None:
     )
     out = Path(flags.out) if flags.out else _beside(path)
     options.check()
-    fits.prepare(out)
+    files.prepare(out)
     found = fits.run(path, options)
-    fits.write(found, out)
+    files.write(found.record, found.draws, out)
     text = show.lines(found.record)
     if flags.figures:
         from fm_jax.scaling import page
@@ -46,10 +46,10 @@ def fit(flags: Any) -> None:
 def suggest(flags: Any) -> None:
     """Print the next runs that tell most about a target, for a budget."""
     from fm_jax.runs import Run
-    from fm_jax.scaling import fit as fits
+    from fm_jax.scaling import files
     from fm_jax.scaling import suggest as suggestions
 
-    record, draws, law = fits.load(Path(flags.fit))
+    record, draws, law = files.load(Path(flags.fit))
     found = suggestions.suggest(
         record,
         draws["approach3"],

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from fm_jax.scaling import axes, frontier, resamples, slices
+from fm_jax.scaling import axes, files, frontier, resamples, slices
 from fm_jax.scaling import fit as fits
 
 BEYOND = 100.0  # how far past the largest compute of the runs the frontier is drawn
@@ -105,19 +105,21 @@ def _curve(method: str, sizes, losses, at) -> np.ndarray:
 
 
 def _frontier(fit) -> list[dict]:
-    low, high = fit.record["range"]["flops"]
+    # Along C = 6ND; the lines of approaches 1 and 2 are in the FLOPs of the table.
+    low, high = fit.record["range"]["flops_6nd"]
     flops = np.geomspace(low, high * BEYOND, 33)
-    rows = []
+    ratio, rows = fit.record["range"]["flops_ratio"], []
     for approach in APPROACHES:
         found = fit.record[approach]
         if "skipped" in found or (approach == "approach3" and _others(fit.law)):
             continue
         if approach == "approach3":
-            best = frontier.optimum(fit.law, fits.theta(found, fit.law), flops)
+            best = frontier.optimum(fit.law, files.theta(found, fit.law), flops)
             line = _best(*best) | {"loss": _loss(fit, *best)}
         else:
-            params = found["coefficient"] * flops ** found["a"]
-            line = _best(params, found["coefficient_tokens"] * flops ** found["b"])
+            own = flops * ratio
+            params = found["coefficient"] * own ** found["a"]
+            line = _best(params, found["coefficient_tokens"] * own ** found["b"])
         rows += _rows(approach, flops=flops, **line, **_bands(fit, approach, flops))
     if not rows:
         return []
@@ -126,8 +128,9 @@ def _frontier(fit) -> list[dict]:
         if params is not None and tokens is not None:
             name = "slice" if one["used"] else "slice left out"
             best = _best(params, tokens) | {"loss": one["loss_optimum"]}
-            rows += _rows(name, flops=one["budget"], **best)
-    run = _runs(fit.points, "flops", "params", "tokens", "loss")
+            rows += _rows(name, flops=one["budget"] / ratio, **best)
+    run = _runs(fit.points, "params", "tokens", "loss")
+    run["flops"] = 6 * run["params"] * run["tokens"]
     return rows + _rows("run", **run, ratio=run["tokens"] / run["params"])
 
 
@@ -149,10 +152,8 @@ def _bands(fit, approach: str, flops) -> dict:
         params, tokens = frontier.optimum(fit.law, _finite(drawn)[:, None, :], flops)
     else:
         k, a, k_tokens, b = _finite(drawn).T[..., None]
-        params, tokens = (
-            np.exp(k + a * np.log(flops)),
-            np.exp(k_tokens + b * np.log(flops)),
-        )
+        ln = np.log(flops * fit.record["range"]["flops_ratio"])
+        params, tokens = np.exp(k + a * ln), np.exp(k_tokens + b * ln)
     has = (np.isfinite(params) & np.isfinite(tokens)).all(axis=1)
     if has.sum() > 1:
         for name, values in _best(params[has], tokens[has]).items():
@@ -187,7 +188,7 @@ def _contours(fit) -> list[dict]:
     least, most = 6 * params[0] * tokens[0], 6 * params[-1] * tokens[-1]
     if not _others(fit.law):
         flops = np.geomspace(least, most, 33)
-        theta = fits.theta(fit.record["approach3"], fit.law)
+        theta = files.theta(fit.record["approach3"], fit.law)
         best = frontier.optimum(fit.law, theta, flops)
         path = {"params": best[0], "tokens": best[1], "loss": _loss(fit, *best)}
         rows += _rows("path", **path, flops=flops)
@@ -225,7 +226,8 @@ def _cut(record) -> list[dict]:
     rows = []
     for one in record["held_out"]:
         low, high = one["ci"]["a"] if "a" in one else (None, None)
-        line = {"flops": one["cut"], "a": one.get("a"), "a_low": low, "a_high": high}
+        flops = one["cut"] / record["range"]["flops_ratio"]
+        line = {"flops": flops, "a": one.get("a"), "a_low": low, "a_high": high}
         # The last keeps every run and tests none: that is approach 3 itself.
         told = ("train", "test", "mare", "worst", "coverage") if one["test"] else ()
         line |= {name: one[name] for name in told}
@@ -261,7 +263,7 @@ def _loss(fit, params, tokens, *, own=False) -> np.ndarray:
     for name in _others(fit.law):
         column = fit.points.extra[name]
         columns[name] = column if own else np.full(len(params), np.median(column))
-    return fit.law.loss(fits.theta(fit.record["approach3"], fit.law), columns)
+    return fit.law.loss(files.theta(fit.record["approach3"], fit.law), columns)
 
 
 def _others(law) -> list[str]:

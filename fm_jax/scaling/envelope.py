@@ -17,7 +17,6 @@ from fm_jax.scaling import lines, resamples
 NUM_FLOPS = 1500  # as arXiv 2203.15556 has it
 MIN_SIZES = 3  # different sizes on an envelope that has a slope
 FEW_SIZES = 10  # below it the staircase is named in a warning
-NUM_RANKED = 16  # a draw without the best 16 runs at some C has no envelope there
 # What of the range of ln C is fitted again, to show how far the exponent depends on it.
 PARTS = {"lower two thirds": (0, 2 / 3), "upper two thirds": (1 / 3, 1),
          "middle third": (1 / 3, 2 / 3)}  # fmt: skip
@@ -27,36 +26,35 @@ PARTS = {"lower two thirds": (0, 2 / 3), "upper two thirds": (1 / 3, 1),
 class Envelope:
     """The fit: ln N* = line[0] + line[1] ln C and ln D* = line[2] + line[3] ln C.
 
-    `draws` is [R, 4] like `line`. `flops`, `params`, `tokens`, `loss` [G] are the
-    envelope itself; `edge_fraction` the share of it where the smallest or the largest
-    size at hand is best, so that a better one may be missing. `skipped` says why there
-    is no line, else "".
+    `draws` is [R, 4] like `line`, of resampled clusters or, where all are one, of
+    curves (`bootstrap`: `cluster` or `curve`). `flops`, `params`, `tokens`, `loss` [G]
+    are the envelope itself, `num_sizes` the different sizes on it, `edge_fraction` the
+    share of it where the smallest or the largest size at hand is best, so that a better
+    one may be missing. `skipped` says why there is no line, else "".
     """
 
-    line: np.ndarray | None
-    draws: np.ndarray | None
-    flops: np.ndarray
-    params: np.ndarray
-    tokens: np.ndarray
-    loss: np.ndarray
     num_curves: int
-    edge_fraction: float
-    parts: tuple[dict, ...]
     warnings: tuple[str, ...]
+    flops: np.ndarray | None = None
+    params: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+    loss: np.ndarray | None = None
+    num_sizes: int = 0
+    edge_fraction: float = 0.0
+    line: np.ndarray | None = None
+    draws: np.ndarray | None = None
+    bootstrap: str = ""
+    num_draws_refused: int = 0
+    parts: tuple[dict, ...] = ()
     skipped: str = ""
 
-    @property
-    def num_sizes(self) -> int:
-        """Count the different sizes on the envelope."""
-        return len(np.unique(self.params))
-
-    def record(self, level: float = 0.95) -> dict:
+    def record(self) -> dict:
         """Return what fit.json keeps of this fit."""
         rest = {"num_sizes": self.num_sizes, "num_curves": self.num_curves,
                 "warnings": list(self.warnings)}  # fmt: skip
         if self.skipped:
             return {"skipped": self.skipped, **rest}
-        ci = resamples.interval(self.draws, level)
+        ci = resamples.interval(self.draws)
         return {
             "a": float(self.line[1]),
             "b": float(self.line[3]),
@@ -66,94 +64,77 @@ class Envelope:
             "flops": [float(self.flops[0]), float(self.flops[-1])],
             "edge_fraction": self.edge_fraction,
             "parts": list(self.parts),
+            "bootstrap": self.bootstrap,
             "draws": len(self.draws),
+            "draws_refused": self.num_draws_refused,
             **rest,
         }
 
 
-def fit(
-    points,
-    *,
-    flops: tuple[float, float] | None = None,
-    num_flops: int = NUM_FLOPS,
-    num_sizes: int = 2,
-    whole_curves: bool = False,
-    num_bootstraps: int = 1000,
-    seed: int = 0,
-) -> Envelope:
+def fit(points, *, num_bootstraps: int = 1000, seed: int = 0) -> Envelope:
     """Fit the lines through the envelope of a table's curves, and their draws.
 
     `points` is a `table.Points`, read with its curves. Taken are the rows where a
-    schedule ended and every row of a run that ended at its peak rate; `whole_curves`
-    takes all. A run's rows are a curve; rows of different runs are one if they share
-    their cluster (a trunk) and their size. `flops` bounds the range, which else is all
-    there is; C at which fewer than `num_sizes` (1 or 2) can be compared do not count.
-    Draws resample the clusters. Raises UserError for a range that is none and for a
-    curve whose size changes.
+    schedule ended and every row of a run that ended at its peak rate. A run's rows are
+    a curve; rows of different runs are one if they share their cluster (a trunk) and
+    their size. C at which one size is alone do not count. A draw is the same fit to
+    resampled curves; one without an envelope of MIN_SIZES sizes is refused. Raises
+    UserError for a curve whose size changes.
     """
-    if flops is not None and not 0 < flops[0] < flops[1]:
-        raise errors.UserError(
-            f"the range of FLOPs must rise from above 0; got {flops[0]:g} to "
-            f"{flops[1]:g}. Give the smaller first"
-        )
-    taken, warnings = _taken(points, whole_curves)
+    taken, warnings = _taken(points)
     curves, clusters = _curves(points, taken)
-    many = [x for x in curves if len(x[0]) > 1]
-    if not many:
-        return _skipped("no curve has two points at which its run could have stopped",
-                        len(curves), warnings)  # fmt: skip
-    low, high = (
-        np.log(flops)
-        if flops is not None
-        else (min(c[0][0] for c in curves), max(c[0][-1] for c in curves))
-    )
-    log_c = np.linspace(low, high, num_flops)
+    found = Envelope(num_curves=len(curves), warnings=tuple(warnings))
+    if max((len(x) for x, *_ in curves), default=0) < 2:
+        why = "no curve has two points at which its run could have stopped"
+        return dataclasses.replace(found, skipped=why)
+    ends = min(c[0][0] for c in curves), max(c[0][-1] for c in curves)
+    log_c = np.linspace(*ends, NUM_FLOPS)
     sizes = np.array([c[3] for c in curves])
     loss, tokens = _on_grid(curves, log_c)  # [curves, G]
-    alive = np.isfinite(loss)
-    smallest = np.where(alive, sizes[:, None], np.inf).min(0)
-    largest = np.where(alive, sizes[:, None], -np.inf).max(0)
-    rival = (largest > smallest) | ((num_sizes == 1) & alive.any(0))
-    if not rival.any():
-        return _skipped("at no FLOPs are there two sizes to compare", len(curves),
-                        warnings)  # fmt: skip
-    log_c, loss, tokens = log_c[rival], loss[:, rival], tokens[:, rival]
-    smallest, largest = smallest[rival], largest[rival]
-    best = loss.argmin(0)
-    at = np.arange(len(log_c))
-    found = Envelope(
-        line=None, draws=None, flops=np.exp(log_c), params=np.exp(sizes[best]),
-        tokens=np.exp(tokens[best, at]), loss=np.exp(loss[best, at]),
-        num_curves=len(curves), parts=(), warnings=tuple(warnings),
-        edge_fraction=float(np.mean((sizes[best] == smallest)
-                                    | (sizes[best] == largest))),
+    at, best, is_edge = _compared(loss, sizes)
+    if not len(at):
+        why = "at no FLOPs are there two sizes to compare"
+        return dataclasses.replace(found, skipped=why)
+    steps = log_c[at], sizes[best], tokens[best, at]
+    flops, size, seen = np.exp(steps)
+    found = dataclasses.replace(
+        found, flops=flops, params=size, tokens=seen, loss=np.exp(loss[best, at]),
+        num_sizes=len(np.unique(size)), edge_fraction=float(is_edge.mean()),
     )  # fmt: skip
     if found.num_sizes < MIN_SIZES:
         why = f"the envelope has {found.num_sizes} sizes, {MIN_SIZES} needed"
         return dataclasses.replace(found, skipped=why)
-    line = _line(log_c, sizes[best], tokens[best, at])
-    if len(set(clusters)) < 2:
-        clusters = [str(k) for k in range(len(curves))]
+    kind = "cluster" if len(set(clusters)) > 1 else "curve"
+    if kind == "curve":
+        clusters = np.arange(len(curves))
         warnings.append("All curves are one cluster: each is resampled by itself.")
-    present = resamples.weights("cluster", np.array(clusters), num_bootstraps, seed) > 0
+    present = resamples.weights("cluster", clusters, num_bootstraps, seed) > 0
     draws = _draws(log_c, loss, tokens, sizes, present)
-    if len(draws) < 2:
-        return dataclasses.replace(found, skipped="too few curves to resample")
-    parts = _parts(log_c, sizes[best], tokens[best, at])
+    num_refused = num_bootstraps - len(draws)
+    if len(draws) < max(2, num_bootstraps / 2):
+        why = (f"too few curves to resample: {num_refused} of {num_bootstraps} draws "
+               f"have no envelope of {MIN_SIZES} sizes")  # fmt: skip
+        return dataclasses.replace(found, skipped=why)
+    line, parts = _line(*steps), _parts(*steps)
     warnings += _line_warnings(found, line[1], parts)
+    if num_refused > 0.05 * num_bootstraps:
+        warnings.append(
+            f"{num_refused / num_bootstraps:.1%} of the draws have no envelope of "
+            f"{MIN_SIZES} sizes; the intervals are of the rest."
+        )
     return dataclasses.replace(
-        found, line=line, draws=draws, parts=parts, warnings=tuple(warnings)
-    )
+        found, line=line, draws=draws, bootstrap=kind, num_draws_refused=num_refused,
+        parts=parts, warnings=tuple(warnings),
+    )  # fmt: skip
 
 
-def _taken(points, whole_curves: bool) -> tuple[np.ndarray, list[str]]:
+def _taken(points) -> tuple[np.ndarray, list[str]]:
     """Return which rows take part [n], and what to say of that."""
     final = np.asarray(points.is_final, bool)
-    every = np.ones(len(final), bool)
     _, which = np.unique(points.run, return_inverse=True)
     ends = np.bincount(which, final)
     if (ends > 1).any():  # a schedule ends once: the table does not say where
-        return every, [
+        return np.ones(len(final), bool), [
             f"The table does not say where schedules ended: {int((ends > 1).sum())} "
             "runs have several rows, which count only if their rate was constant; "
             "under a decaying schedule the loss before its end is too high."
@@ -166,19 +147,16 @@ def _taken(points, whole_curves: bool) -> tuple[np.ndarray, list[str]]:
     at_peak = np.isclose(rate, peak, rtol=1e-6, atol=0)
     constant = np.bincount(which, final & at_peak) > 0
     taken |= constant[which] & at_peak
-    if whole_curves and not taken.all():
-        return every, [
-            f"{int((~taken).sum())} of {len(taken)} rows are from before the end of "
-            "a schedule that decays, where the loss is above that of a run which "
-            "stops there."
-        ]
     left = int((~taken).sum())
     said = f"{left} of {len(taken)} rows are from before the end of a schedule"
     return taken, [said + " and take no part in approach 1."] if left else []
 
 
 def _curves(points, taken) -> tuple[list, list[str]]:
-    """Return curves (ln C [m], ln loss [m], ln D [m], ln N) and the cluster of each."""
+    """Return curves (ln C [m], ln loss [m], ln D [m], ln N) and the cluster of each.
+
+    The curves rise in size.
+    """
     runs, which, counts = np.unique(
         np.asarray(points.run)[taken], return_inverse=True, return_counts=True
     )
@@ -195,7 +173,7 @@ def _curves(points, taken) -> tuple[list, list[str]]:
         )
         keys.setdefault(key, []).append(row)
     curves, clusters = [], []
-    for (_, name, _), mine in keys.items():
+    for (_, name, _), mine in sorted(keys.items(), key=lambda k: params[k[1][0]]):
         if np.ptp(params[mine]):
             raise errors.UserError(
                 f"a curve's params must be one number; got {params[mine].min():g} to "
@@ -230,27 +208,33 @@ def _on_grid(curves: list, log_c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return loss, tokens
 
 
-def _line(log_c, log_params, log_tokens, weights=1.0) -> np.ndarray:
-    """Return [..., 4]: coefficients of ln N*, then of ln D*, on ln C."""
-    best = np.stack([log_params, log_tokens], -1)
-    return lines.pair(log_c, best, np.broadcast_to(weights, best.shape))
+def _compared(loss, sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the C [K] at which two sizes compare, and the best curve [K] at each.
+
+    Also whether its size is the smallest or the largest there, [K]. Curves must rise
+    in size.
+    """
+    alive = np.isfinite(loss)
+    low = sizes[alive.argmax(0)]
+    high = sizes[len(sizes) - 1 - alive[::-1].argmax(0)]
+    at = np.flatnonzero(alive.any(0) & (high > low))
+    best = loss[:, at].argmin(0)
+    return at, best, (sizes[best] == low[at]) | (sizes[best] == high[at])
+
+
+def _line(log_c, log_params, log_tokens) -> np.ndarray:
+    """Return [4]: the coefficients of ln N*, then of ln D*, on ln C."""
+    return lines.pair(log_c, np.stack([log_params, log_tokens], -1))
 
 
 def _draws(log_c, loss, tokens, sizes, present) -> np.ndarray:
-    """Return lines [R, 4] through the envelopes of the runs present [R, curves]."""
-    ranked = np.argsort(loss, axis=0, kind="stable")[:NUM_RANKED]  # [K, G]
-    at = np.arange(len(log_c))
-    draws = []
-    for chunk in np.array_split(present, max(1, len(present) // 100)):
-        here = chunk[:, ranked] & np.isfinite(loss[ranked, at])  # [r, K, G]
-        best = ranked[here.argmax(1), at]  # [r, G]
-        weights = here.any(1).astype(float)
-        fine = (weights > 0).sum(1) >= 2
-        draws.append(
-            _line(
-                log_c, sizes[best][fine], tokens[best, at][fine], weights[fine, :, None]
-            )
-        )
+    """Return lines [R', 4] of the curves present [R, curves], where they have one."""
+    draws = [np.empty((0, 4))]
+    for here in map(np.flatnonzero, present):
+        at, best, _ = _compared(loss[here], sizes[here])
+        best = here[best]
+        if len(np.unique(sizes[best])) >= MIN_SIZES:
+            draws.append(_line(log_c[at], sizes[best], tokens[best, at])[None])
     return np.concatenate(draws)
 
 
@@ -268,16 +252,6 @@ def _parts(log_c, log_params, log_tokens) -> tuple[dict, ...]:
             "a": float(line[1]), "num_sizes": len(np.unique(log_params[mine])),
         })  # fmt: skip
     return tuple(found)
-
-
-def _skipped(why: str, num_curves: int, warnings: list[str]) -> Envelope:
-    """Return an envelope that is none."""
-    none = np.empty(0)
-    return Envelope(
-        line=None, draws=None, flops=none, params=none, tokens=none, loss=none,
-        num_curves=num_curves, edge_fraction=0.0, parts=(), warnings=tuple(warnings),
-        skipped=why,
-    )  # fmt: skip
 
 
 def _line_warnings(found: Envelope, a: float, parts) -> list[str]:

@@ -1,7 +1,6 @@
 """From a table of runs to a fit: estimates, intervals, checks, and files to keep."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,13 @@ import numpy as np
 
 from fm_jax import configfile
 from fm_jax.errors import UserError, unknown
-from fm_jax.runs import Run
 from fm_jax.scaling import (
+    bias,
     checks,
     envelope,
-    frontier,
+    files,
     laws,
+    optimum,
     problem,
     rates,
     resamples,
@@ -25,8 +25,6 @@ from fm_jax.scaling import (
 )
 from fm_jax.tables import table
 
-FORMAT = 1
-FILE, DRAWS = "fit.json", "draws.npz"
 SAID = {"approach1": "approach 1", "approach2": "approach 2", "rates": "rates"}
 BEYOND = (1.0, 10.0, 100.0)  # times the largest compute, where optima are shown
 
@@ -115,13 +113,13 @@ def run(path: Path, options: Options) -> Fit:
         if best.can_be_fitted():
             row = checks.row(best, best.fit().theta, "the best run of each place")
             sensitivity.append(row)
-    by_slices, second = _by_slices(points, asked, fitted.theta, options)
+    by_slices, second = _by_slices(points, asked, fitted.theta, kind, options)
     first = None
     by_envelope = _optional(lambda: _by_envelope(path, points, options, reading))
     if not isinstance(by_envelope, dict):
         by_envelope, first = by_envelope
     record = {
-        "format": FORMAT,
+        "format": files.FORMAT,
         "inputs": points.record | {"columns_read": sorted(asked.columns)},
         "options": dataclasses.asdict(options)
         | {
@@ -150,7 +148,7 @@ def run(path: Path, options: Options) -> Fit:
             warnings += [f"{SAID[name]}: {w}" for w in found.get("warnings", [])]
     record |= _floor(points, third)
     record |= _sweep(path)
-    return Fit(points, law, _jsonable(record), kept)
+    return Fit(points, law, files.plain(record), kept)
 
 
 def _parametric(asked, kind, options) -> tuple[Any, np.ndarray, dict]:
@@ -193,7 +191,7 @@ def _parametric(asked, kind, options) -> tuple[Any, np.ndarray, dict]:
     return fitted, draws, record
 
 
-def _by_slices(points, asked, theta, options):
+def _by_slices(points, asked, theta, kind, options):
     """Return approach 2's record, and its draws or None."""
     planned = points.budget if np.any(np.isfinite(points.budget)) else None
     columns = {"params": points.params, "tokens": points.tokens, "flops": points.flops}
@@ -201,23 +199,16 @@ def _by_slices(points, asked, theta, options):
         columns,
         points.loss,
         budget=planned,
+        cluster=points.cluster if kind.endswith("cluster") else None,
         method=options.slices,
+        num_bootstraps=options.num_bootstraps,
         seed=options.seed,
     )
     record = found.record()
     if found.skipped:
         return record, None
-    wrong = slices.bias(
-        asked.law,
-        theta,
-        points.params,
-        points.flops,
-        tokens=points.tokens,
-        budget=planned,
-        method=options.slices,
-        extra={n: c for n, c in asked.columns.items() if n not in columns},
-    )
-    mended = slices.corrected(found, wrong)
+    extra = {n: c for n, c in asked.columns.items() if n not in columns}
+    mended = bias.corrected(found, bias.of(found, asked.law, theta, columns | extra))
     if not mended.skipped:
         other = mended.record()
         record["corrected"] = {name: other[name] for name in ("a", "b", "ci")}
@@ -228,7 +219,9 @@ def _by_envelope(path, points, options, reading):
     """Return approach 1's record and its draws, or why there are none."""
     if len(points) == len(np.unique(points.run)):
         points = table.read(path, count=options.count, curves=True, **reading)
-    found = envelope.fit(points, seed=options.seed)
+    found = envelope.fit(
+        points, num_bootstraps=options.num_bootstraps, seed=options.seed
+    )
     return found.record(), found.draws
 
 
@@ -236,35 +229,9 @@ def _optima(asked, theta, draws) -> list[dict]:
     """Return the optimum with its intervals at and beyond the largest compute."""
     largest = float(np.max(6 * asked.columns["params"] * asked.columns["tokens"]))
     return [
-        optimum(asked.law, theta, draws, largest * beyond, largest=largest)
+        optimum.row(asked.law, theta, draws, largest * beyond, largest=largest)
         for beyond in BEYOND
     ]
-
-
-def optimum(law, theta, draws, flops: float, *, largest: float) -> dict:
-    """Return the law's best params, tokens, their ratio and loss at `flops` = 6ND.
-
-    Each with the 95 % interval of the draws; `flat` is the range of params within half
-    a percent of the best loss, `extrapolation` how far `flops` is beyond `largest`.
-    Where a law reads more than params and tokens there is none.
-    """
-    row: dict[str, Any] = {"flops": flops, "extrapolation": flops / largest}
-    if set(law.columns) != {"params", "tokens"}:
-        return row | {"skipped": f"the law {law.name} reads {', '.join(law.columns)}"}
-    params, tokens = frontier.optimum(law, np.vstack([theta, draws]), flops)
-    at = {"params": params[:, None], "tokens": tokens[:, None]}
-    loss = law.loss(np.vstack([theta, draws]), at)[:, 0]
-    values = {
-        "params": params,
-        "tokens": tokens,
-        "tokens_per_param": tokens / params,
-        "loss": loss,
-    }
-    row |= {name: float(column[0]) for name, column in values.items()}
-    row["ci"] = {n: checks.interval(column[1:]) for n, column in values.items()}
-    row["draws_without"] = int(np.sum(~np.isfinite(params[1:])))
-    low, high = frontier.flat_range(law, theta, flops)
-    return row | {"flat": [float(low), float(high)]}
 
 
 def _by_count(path, points, law, kind, options, reading, kept) -> dict:
@@ -327,7 +294,12 @@ def _settings(points) -> dict[str, np.ndarray]:
 def _rates(points, settings, options) -> dict:
     """Return the laws of learning rate and batch size, where runs differ in them."""
     columns = {"params": points.params, "tokens": points.tokens}
-    return rates.fit(columns | settings, points.loss, seed=options.seed).record()
+    return rates.fit(
+        columns | settings,
+        points.loss,
+        num_bootstraps=options.num_bootstraps,
+        seed=options.seed,
+    ).record()
 
 
 def _best_of_places(asked: problem.Problem) -> problem.Problem:
@@ -396,79 +368,3 @@ def _range(points) -> dict:
         "flops_6nd": [float(by_rule.min()), float(by_rule.max())],
         "flops_ratio": float(np.median(points.flops / by_rule)),
     }
-
-
-def prepare(out: Path) -> None:
-    """Make the folder that a fit is written to; raises UserError where one cannot."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out must be a folder to write in; got {out} ({error.strerror})."
-        ) from error
-
-
-def write(fit: Fit, out: Path) -> None:
-    """Write fit.json and draws.npz into the folder `out`, each whole or not at all."""
-    prepare(out)
-    try:
-        beside = out / f".{DRAWS}.writing.npz"
-        np.savez(beside, **fit.draws)
-        beside.replace(out / DRAWS)
-    except OSError as error:
-        raise UserError(
-            f"--out must be a folder to write in; got {out} ({error.strerror})."
-        ) from error
-    Run(out).write(FILE, json.dumps(fit.record, indent=1) + "\n")
-
-
-def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], laws.Law]:
-    """Return fit.json, the draws and the law of a folder that `write` made.
-
-    Raises UserError when it is no such folder, or one of another format.
-    """
-    folder = Path(folder).expanduser()
-    if not (folder / FILE).is_file():
-        raise UserError(
-            f"--fit must be a folder with {FILE}; got {folder}. fm fit --out makes one."
-        )
-    record = configfile.read_json(folder / FILE)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / FILE} must be a fit of format {FORMAT}; got another. Fit anew "
-            "with fm fit."
-        )
-    try:
-        with np.load(folder / DRAWS) as kept:
-            draws = {name: kept[name] for name in kept.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"--fit must have its draws; got {folder / DRAWS} ({error}). Fit anew with "
-            "fm fit."
-        ) from error
-    law = laws.find(record["options"]["law"])
-    if record["options"]["fixed"]:
-        law = laws.fixed(law, **record["options"]["fixed"])
-    return record, draws, law
-
-
-def theta(record: dict[str, Any], law: laws.Law) -> np.ndarray:
-    """Return the law's parameters [P] of a record of approach 3."""
-    return np.array([record[name] for name in law.names], float)
-
-
-def _jsonable(value: Any) -> Any:
-    """Return plain Python values; numbers that are none become null."""
-    if isinstance(value, dict):
-        return {str(key): _jsonable(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(inner) for inner in value]
-    if isinstance(value, np.ndarray):
-        return _jsonable(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Path):
-        return str(value)
-    return value

@@ -11,6 +11,7 @@ import numpy as np
 
 Columns = Mapping[str, float]
 
+NEAR = 0.005  # of the best loss: the flat range of params
 _GRID = 96  # places that bracket a minimum before it is narrowed
 _GOLDEN_STEPS = 40
 _GOLDEN = (np.sqrt(5) - 1) / 2
@@ -60,23 +61,18 @@ def search(
 
 
 def flat_range(
-    law,
-    theta: np.ndarray,
-    flops,
-    tolerance: float = 0.005,
-    *,
-    columns: Columns | None = None,
+    law, theta: np.ndarray, flops, *, columns: Columns | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (least, most) params whose loss at `flops` is near the best one there.
 
-    Near is within the fraction `tolerance`. A side on which the loss never leaves it
-    ends at one parameter, or at one token.
+    Near is within the fraction NEAR. A side on which the loss never leaves it ends at
+    one parameter, or at one token.
     """
     theta, flops = _checked(theta, flops)
     best, _ = optimum(law, theta, flops, columns=columns)
     along = _along(law, theta, flops, columns)
     centre, ends = np.log(best), (np.zeros_like(best), np.log(flops / 6))
-    limit = (1 + tolerance) * along(centre[..., None])[..., 0]
+    limit = (1 + NEAR) * along(centre[..., None])[..., 0]
     sides = [
         np.exp(_crossing(lambda x: along(x[..., None])[..., 0] - limit, centre, end))
         for end in ends
@@ -101,58 +97,6 @@ def params_of(
     """Return the params for which `tokens` are the optimum of their compute."""
     theta, tokens = _checked(theta, tokens)
     return np.exp(_stationary(law, theta, columns, tokens=np.log(tokens)))
-
-
-def tokens_for_loss(
-    law, theta: np.ndarray, params, loss, *, columns: Columns | None = None
-) -> np.ndarray:
-    """Return the tokens with which `params` reach `loss`; inf where none do."""
-    theta, params, loss = _checked(theta, params, loss)
-
-    def excess(ln_tokens):
-        at = {"params": params[..., None], "tokens": np.exp(ln_tokens)[..., None]}
-        return _loss(law, theta, at, columns)[..., 0] - loss
-
-    low, high = np.zeros_like(params), np.full_like(params, _MOST_TOKENS)
-    # From the side that has reached it down to where it no longer has.
-    found = np.exp(_crossing(excess, high, low))
-    return np.where(excess(high) <= 0, found, np.inf)
-
-
-def with_inference(
-    law, theta: np.ndarray, flops, inference_tokens
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (params, tokens) that cost least to train and to use, at the same loss.
-
-    Minimises 6ND + 2N D_inference at the loss of the compute-optimal run of `flops`
-    (Sardana et al., 2401.00448). More use makes for a smaller model, trained longer.
-    """
-    theta, flops, served = _checked(theta, flops, inference_tokens)
-    best, tokens = optimum(law, theta, flops)
-    at = {"params": best[..., None], "tokens": tokens[..., None]}
-    loss = _loss(law, theta, at, None)
-
-    def cost(ln_params):
-        params = np.exp(ln_params)
-        trained = tokens_for_loss(law, theta[..., None, :], params, loss)
-        return ln_params + np.log(6 * trained + 2 * served[..., None])
-
-    found = np.exp(_minimum(cost, np.log(best) - np.log(1e4), np.log(best) + 1))
-    return found, tokens_for_loss(law, theta, found, loss[..., 0])
-
-
-def overhead(law, theta: np.ndarray, flops, params_ratio) -> dict[str, np.ndarray]:
-    """Return what a model of `params_ratio` times the optimal params costs more.
-
-    At the loss of the compute-optimal run of `flops`: `tokens_ratio` times its tokens
-    and `flops_ratio` times its compute; inf where the model is too small for it.
-    """
-    theta, flops, ratio = _checked(theta, flops, params_ratio)
-    params, tokens = optimum(law, theta, flops)
-    at = {"params": params[..., None], "tokens": tokens[..., None]}
-    loss = _loss(law, theta, at, None)[..., 0]
-    longer = tokens_for_loss(law, theta, params * ratio, loss) / tokens
-    return {"tokens_ratio": longer, "flops_ratio": longer * ratio}
 
 
 def _checked(theta, *amounts) -> list[np.ndarray]:

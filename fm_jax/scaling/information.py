@@ -25,18 +25,6 @@ def jacobian(law, theta: np.ndarray, columns: Mapping) -> np.ndarray:
     return _slopes(lambda t: np.log(law.loss(t, columns)), theta)
 
 
-def covariance(
-    law, theta: np.ndarray, columns: Mapping, noise, *, slopes=None
-) -> np.ndarray:
-    """Return the covariance [P, P] of theta from runs with ln-loss noise of sd `noise`.
-
-    `noise` is one number or one a run; `slopes` [n, P] is the jacobian where it is
-    known. The rows and columns of parameters that the runs leave open are inf.
-    """
-    slopes = jacobian(law, theta, columns) if slopes is None else np.asarray(slopes)
-    return _Information(slopes, noise, theta).covariance(np.eye(len(theta)))
-
-
 def optimum_sd(
     law,
     theta: np.ndarray,
@@ -77,6 +65,25 @@ def inflation(noise: float, delta: float) -> float:
     density = math.exp(-k * k / 2) / math.sqrt(2 * math.pi)
     squared = within - 2 * k * density + k * k * (1 - within)
     return math.sqrt(squared) / within
+
+
+def run_noise(fit: Mapping, noise: float | None = None) -> float:
+    """Return the sd of ln loss that a run is worth to a fit made as `fit` was.
+
+    Its residual_sd where `noise` is not given, by the inflation of its objective. In
+    linear space that has its threshold in nats: there a loss in the middle of the runs'
+    stands for all. Raises UserError for a fit without residuals.
+    """
+    if noise is None:
+        noise = fit["approach3"]["residual_sd"]
+        if not noise:
+            raise UserError(
+                f"residual_sd of the fit must be > 0; got {noise}. Give the sd of a "
+                "run's ln loss as --noise."
+            )
+    delta, is_linear = fit["options"]["delta"], fit["options"]["space"] == "linear"
+    unit = math.sqrt(math.prod(fit["range"]["loss"])) if is_linear else 1.0
+    return noise * inflation(noise * unit, math.inf if delta is None else delta)
 
 
 class Ensemble:

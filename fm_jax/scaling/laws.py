@@ -90,7 +90,7 @@ def fixed(law: Law, **held: float) -> Law:
         demand, least, most = {
             "log": ("more than 0", np.nextafter(0, 1), np.inf),
             "linear": ("0 or more", 0.0, np.inf),
-            "signed": ("between -20 and 20", -20.0, 20.0),
+            "signed": ("a number between -20 and 20", -20.0, 20.0),
         }[law.scale(name)]
         if not np.isfinite(value) or not least <= value <= most:
             raise UserError(

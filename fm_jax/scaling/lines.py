@@ -16,21 +16,21 @@ def line(x, y, weights):
     return (share * y).sum(-1) - slope * x_mean[..., 0], slope
 
 
-def pair(log_c, best, weights) -> np.ndarray:
+def pair(log_c, best, weights=1.0) -> np.ndarray:
     """Return [..., 4]: the coefficients of ln N*, then of ln D*.
 
-    `best` and `weights` are [..., S, 2].
+    `best` is [..., S, 2], and `weights` if they differ.
     """
+    weights = np.broadcast_to(weights, best.shape)
     found = [line(log_c, best[..., i], weights[..., i]) for i in (0, 1)]
     return np.stack([*found[0], *found[1]], -1)
 
 
-def of_draws(log_c, optima, weights) -> tuple[np.ndarray, int]:
+def of_draws(log_c, optima) -> tuple[np.ndarray, int]:
     """Return the draws' lines [R, 4] and how many draws had too few slices for one."""
     fine = np.isfinite(optima).all(-1)
     kept = optima[fine.sum(1) >= 2]
-    live = np.where(np.isfinite(kept), weights, 0.0)
-    return pair(log_c, kept, live), len(optima) - len(kept)
+    return pair(log_c, kept, np.isfinite(kept).astype(float)), len(optima) - len(kept)
 
 
 def excess(log_c, best, optima) -> float:

@@ -77,7 +77,7 @@ def _frontier(of, record):
     figure = axes.figure(
         8.7, 4.3, left=0.085, right=0.985, bottom=0.31, top=0.97, wspace=0.33
     )
-    low, high = record["range"]["flops"]
+    low, high = record["range"]["flops_6nd"]
     runs, there = of["run"], [name for name in drawn.APPROACHES if name in of]
     shows = {
         "params": (axes.amount, f"optimal parameters N* ({_count(record)})"),

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from fm_jax.errors import UserError, unknown
-from fm_jax.scaling import fit as fits
-from fm_jax.scaling import frontier, resamples
+from fm_jax.scaling import checks, frontier, optimum
 from fm_jax.tables import schema
 
-LEVEL = 0.95
-TOLERANCE = 0.005  # of the best loss: the flat range of params
+LEAST_FLOPS, MOST_FLOPS = 1e9, 1e30  # of what may be asked for
 FAR = 10.0  # beyond the largest run by more, a prediction is mostly faith
 ASKED = ("flops", "params", "tokens", "tokens_per_param")
+APART = ("approach 1: ", "approach 2: ", "rates: ")  # warnings not of the law
 
 
 def predict(
@@ -38,7 +37,7 @@ def predict(
     own best one.
 
     Args:
-      fit, draws, law: what fit.load returns.
+      fit, draws, law: what files.load returns.
       flops, params, tokens, tokens_per_param: what is asked for.
       count: of the parameters that `params` are (schema.COUNTS); "" is the fit's. For
         a table with a column of its own it says what that column counts.
@@ -50,55 +49,59 @@ def predict(
     asked = dict(zip(ASKED, (flops, params, tokens, tokens_per_param), strict=True))
     asked = {name: value for name, value in asked.items() if value is not None}
     _check(asked)
-    said, record, drawn = choose(fit, draws, count)
-    ensemble = np.vstack([fits.theta(record, law), drawn])
-    extra = _extra(law, columns)
-    amounts = _amounts(law, ensemble, asked, extra)
+    said, record, ensemble = choose(fit, draws, law, count)
+    extra = columns_of(law, columns)
+    amounts = optimum.amounts(law, ensemble, asked, extra)
+    flops = float(amounts["flops"][0])
+    if flops < LEAST_FLOPS or flops > MOST_FLOPS:
+        raise UserError(
+            f"a run must take from {LEAST_FLOPS:.3g} to {MOST_FLOPS:.3g} FLOPs; got "
+            f"{flops:.3g} for {_named(asked)}. Ask for another."
+        )
     if not np.isfinite([column[0] for column in amounts.values()]).all():
         raise UserError(
             "a fit must have an optimum where one is asked for; got a loss that falls "
             f"for ever to one side for {_named(asked)}. Fit runs that bracket it."
         )
+    num_draws = len(ensemble) - 1
     without = int(np.sum(~np.isfinite(amounts["params"][1:])))
-    if without > len(drawn) / 2:
+    if without > num_draws / 2:
         raise UserError(
-            f"the draws of a fit must have an optimum; got {without} of {len(drawn)} "
+            f"the draws of a fit must have an optimum; got {without} of {num_draws} "
             f"without for {_named(asked)}. Fit more runs, or runs that bracket it."
         )
     found: dict[str, Any] = {"asked": asked, "count": said, "law": law.name}
     found |= {name: quantity(column) for name, column in amounts.items()}
-    run = {name: found[name]["value"] for name in ("params", "tokens")}
-    losses = loss(law, ensemble, **run, columns=extra)
-    found["loss"] = quantity(losses)
-    flops = found["flops"]["value"]
-    low, high = frontier.flat_range(
-        law, ensemble[0], flops, tolerance=TOLERANCE, columns=extra
-    )
-    found["flat_range"] = [float(low), float(high)]
-    found["optimum"] = None
-    if len(asked) == 2:
-        found["optimum"] = _optimum(law, ensemble, flops, losses, extra)
+    found["loss"]["of_a_run"] = of_a_run(amounts["loss"], record)
+    best = optimum.amounts(law, ensemble[:1], {"flops": flops}, extra)
+    best = {name: float(best[name][0]) for name in ("params", "tokens")}
+    found["flat_range"] = found["optimum"] = None
+    if math.isfinite(best["params"]):
+        ends = frontier.flat_range(law, ensemble[0], flops, columns=extra)
+        found["flat_range"] = [float(end) for end in ends]
+    if found["flat_range"] and len(asked) == 2:
+        least = optimum.loss(law, ensemble, **best, columns=extra)
+        excess = quantity(amounts["loss"] / least - 1)
+        found["optimum"] = best | {"loss": quantity(least), "excess": excess}
+    is_main = record is fit["approach3"]
     found["approach2"] = None
-    if set(asked) == {"flops"} and record is fit["approach3"]:
+    if set(asked) == {"flops"} and is_main:
         found["approach2"] = _by_slices(fit, draws, flops)
     ends = record.get("range", fit["range"])
-    found["extrapolation"] = flops / ends["flops"][1]
-    found["level"], found["num_draws"] = LEVEL, len(drawn)
-    found["columns"] = extra
-    found["warnings"] = _warnings(found, ends, without) + [
-        text
-        for text in fit.get("warnings", [])
-        if found["approach2"] or not text.startswith("approach 2")
-    ]
+    found["extrapolation"] = flops / ends["flops_6nd"][1]
+    found["num_draws"], found["columns"] = num_draws, extra
+    notes = (fit if is_main else record)["warnings"]
+    found["warnings"] = _warnings(found, ends, without, notes)
     return found
 
 
 def choose(
-    fit: Mapping, draws: Mapping[str, np.ndarray], count: str
+    fit: Mapping, draws: Mapping[str, np.ndarray], law, count: str
 ) -> tuple[str, Mapping, np.ndarray]:
-    """Return the count's name, and the record and draws [R, P] of its fit.
+    """Return the count's name, the record of its fit, and theta with its draws.
 
-    Raises UserError for a count that is unknown or was not fitted, and without a law.
+    These are [1 + R, P], the estimate first. Raises UserError for a count that is
+    unknown or was not fitted, and without a law.
     """
     if count and count not in schema.COUNTS:
         raise unknown("--count", count, schema.COUNTS)
@@ -109,29 +112,38 @@ def choose(
             f"fit.json must have the fit of a law; got none ({why}). Fit anew with "
             "fm fit."
         )
-    own = fit["inputs"]["count"]
-    if own not in schema.COUNTS:
-        return count or own, record, draws["approach3"]
-    if count in ("", own):
-        return own, record, draws["approach3"]
-    others = fit.get("by_count", {})
-    if count not in others or f"approach3_{count}" not in draws:
-        known = ", ".join([own, *others])
+    own, drawn = fit["inputs"]["count"], "approach3"
+    if own in schema.COUNTS and count not in ("", own):
+        others, drawn = fit.get("by_count", {}), f"approach3_{count}"
+        if count not in others or drawn not in draws:
+            known = ", ".join([own, *others])
+            raise UserError(
+                f"the count must be one that was fitted ({known}); got {count}. Fit "
+                f"anew with fm fit --count={count}."
+            )
+        record = others[count]
+    theta = np.array([record[name] for name in law.names], float)
+    return count or own, record, np.vstack([theta, draws[drawn]])
+
+
+def columns_of(law, columns: Mapping[str, float] | None) -> dict[str, float]:
+    """Return what the law reads beside params and tokens, checked."""
+    columns = dict(columns or {})
+    needed = [name for name in law.columns if name not in ("params", "tokens")]
+    for name in columns.keys() - set(needed):
         raise UserError(
-            f"--count must be one that was fitted ({known}); got {count}. Fit anew "
-            f"with fm fit --count={count}."
+            f"--column must be of what the law {law.name} reads beside params and "
+            f"tokens ({', '.join(needed) or 'nothing'}); got {name}."
         )
-    return count, others[count], draws[f"approach3_{count}"]
-
-
-def loss(
-    law, theta: np.ndarray, *, params: float, tokens: float, columns: Mapping
-) -> np.ndarray:
-    """Return the loss of one run under theta [..., P], nats per token."""
-    at = {"params": params, "tokens": tokens, **columns}
-    at = {name: np.array([value]) for name, value in at.items()}
-    with np.errstate(all="ignore"):
-        return law.loss(theta, at)[..., 0]
+    for name in needed:
+        if name not in columns:
+            raise UserError(
+                f"the law {law.name} must be told {name}; got no value. Give "
+                f"--column={name}=NUMBER, its value for the run that is asked for."
+            )
+        if not 0 < columns[name] < math.inf:
+            raise UserError(f"{name} must be > 0 and finite; got {columns[name]}.")
+    return {name: float(columns[name]) for name in needed}
 
 
 def quantity(column: np.ndarray) -> dict[str, Any]:
@@ -139,18 +151,25 @@ def quantity(column: np.ndarray) -> dict[str, Any]:
     drawn = column[1:][np.isfinite(column[1:])]
     if not len(drawn) or np.ptp(drawn) <= 1e-9 * abs(column[0]):
         return {"value": float(column[0]), "interval": None}
-    ends = resamples.interval(drawn, LEVEL)
-    return {"value": float(column[0]), "interval": ends.tolist()}
+    return {"value": float(column[0]), "interval": checks.interval(drawn)}
+
+
+def of_a_run(losses: np.ndarray, record: Mapping) -> list[float]:
+    """Return the 95 % interval of one run's own loss; `losses` [1 + R] as above.
+
+    A run lies about the law as those fitted do: with the residuals' sd of ln loss.
+    """
+    noise = np.random.default_rng(0).standard_normal(len(losses) - 1)
+    return checks.interval(losses[1:] * np.exp(record["residual_sd"] * noise))
 
 
 def lines(found: Mapping) -> list[str]:
     """Return a prediction as lines of text."""
     counted = found["count"].replace("_", "-")
     counted = f"{counted} parameters" if found["count"] in schema.COUNTS else counted
-    share = f"{found['level']:.0%}"
     made = [
         f"{_named(found['asked'])}; N is {counted}, C = 6ND, "
-        f"law {found['law']}, {share} of {found['num_draws']} draws"
+        f"law {found['law']}, 95 % of {found['num_draws']} draws"
     ]
     for name, label in (
         ("flops", "FLOPs"),
@@ -160,11 +179,14 @@ def lines(found: Mapping) -> list[str]:
         ("loss", "loss, nats/token"),
     ):
         made.append(f"  {label:20}{_shown(found[name], name)}")
-    low, high = found["flat_range"]
-    made.append(
-        f"  {'flat':20}{low:.3g} to {high:.3g} params are within {TOLERANCE:.1%} of "
-        "the best loss at this compute"
-    )
+    low, high = found["loss"]["of_a_run"]
+    made.append(f"  {'a run, its noise too':30}  [{low:.4f}, {high:.4f}]")
+    if found["flat_range"]:
+        low, high = found["flat_range"]
+        made.append(
+            f"  {'flat':20}{low:.3g} to {high:.3g} params are within "
+            f"{frontier.NEAR:.1%} of the best loss at this compute"
+        )
     best = found["optimum"]
     if best:
         made.append(
@@ -190,63 +212,15 @@ def _check(asked: Mapping[str, float]) -> None:
         )
 
 
-def _extra(law, columns: Mapping[str, float] | None) -> dict[str, float]:
-    """Return what the law reads beside params and tokens, checked."""
-    columns = dict(columns or {})
-    needed = [name for name in law.columns if name not in ("params", "tokens")]
-    for name in needed:
-        if name not in columns:
-            raise UserError(
-                f"the law {law.name} must be told {name}; got no value. Give "
-                "its value for the run that is asked for."
-            )
-        if not 0 < columns[name] < math.inf:
-            raise UserError(f"{name} must be > 0 and finite; got {columns[name]}.")
-    return {name: float(columns[name]) for name in needed}
-
-
-def _amounts(law, ensemble, asked, extra) -> dict[str, np.ndarray]:
-    """Return flops, params, tokens and their ratio [1 + R], of theta and each draw."""
-    flops, params, tokens, ratio = (asked.get(name) for name in ASKED)
-    if len(asked) == 1:
-        if flops:
-            params, tokens = frontier.optimum(law, ensemble, flops, columns=extra)
-        elif params:
-            tokens = frontier.tokens_of(law, ensemble, params, columns=extra)
-        else:
-            params = frontier.params_of(law, ensemble, tokens, columns=extra)
-    elif flops and ratio:
-        params = math.sqrt(flops / 6 / ratio)
-        tokens = flops / 6 / params
-    elif flops:
-        params = params or flops / 6 / tokens
-        tokens = flops / 6 / params
-    else:
-        params = params or tokens / ratio
-        tokens = tokens or params * ratio
-    params, tokens = (np.broadcast_to(x, len(ensemble)) for x in (params, tokens))
-    whole = np.full(len(ensemble), flops) if flops else 6 * params * tokens
-    return {
-        "flops": whole,
-        "params": params,
-        "tokens": tokens,
-        "tokens_per_param": tokens / params,
-    }
-
-
-def _optimum(law, ensemble, flops, losses, extra) -> dict[str, Any]:
-    """Return the best run of a compute, and by what fraction another's loss is more."""
-    params, tokens = frontier.optimum(law, ensemble[0], flops, columns=extra)
-    run = {"params": float(params), "tokens": float(tokens)}
-    best = loss(law, ensemble, **run, columns=extra)
-    return run | {"loss": quantity(best), "excess": quantity(losses / best - 1)}
-
-
 def _by_slices(fit: Mapping, draws: Mapping, flops: float) -> dict[str, Any] | None:
-    """Return N* and D* of the lines through the isoFLOP optima, where they are."""
+    """Return N* and D* of the lines through the isoFLOP optima, where they are.
+
+    The lines are in the FLOPs of the table, which may be another multiple of ND.
+    """
     record = fit.get("approach2") or {}
     if "a" not in record or "approach2" not in draws:
         return None
+    flops = flops * fit["range"]["flops_ratio"]
     ln = math.log(flops)
     found = {}
     for name, coefficient, exponent, at in (
@@ -259,11 +233,12 @@ def _by_slices(fit: Mapping, draws: Mapping, flops: float) -> dict[str, Any] | N
     return found
 
 
-def _warnings(found: Mapping, ends: Mapping, without: int) -> list[str]:
-    """Return how far this is from the runs, and what the intervals leave out."""
+def _warnings(found, ends: Mapping, without: int, notes: list[str]) -> list[str]:
+    """Return how far this is from the runs, what intervals leave out, the fit's own."""
     made = []
     for name, thing in (("flops", "FLOPs"), ("params", "params"), ("tokens", "tokens")):
-        value, (low, high) = found[name]["value"], ends[name]
+        low, high = ends["flops_6nd" if name == "flops" else name]
+        value = found[name]["value"]
         if name != "flops" and name not in found["asked"]:
             continue
         factor = max(value / high, low / value)
@@ -279,6 +254,10 @@ def _warnings(found: Mapping, ends: Mapping, without: int) -> list[str]:
             f"{without} of {found['num_draws']} draws have no optimum here: the "
             "intervals leave them out and are too narrow"
         )
+    made += [text for text in notes if not text.startswith(APART)]
+    doubts = sum(text.startswith("approach 2: ") for text in notes)
+    if found["approach2"] and doubts:
+        made.append(f"approach 2 has warnings of its own ({doubts}), in fit.json")
     return made
 
 

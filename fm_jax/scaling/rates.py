@@ -15,7 +15,7 @@ from fm_jax import errors
 from fm_jax.scaling import lines, resamples, valleys
 
 THINGS = ("learning_rate", "batch_tokens")
-TERMS = ("params", "tokens", "flops")
+TERMS = ("params", "tokens")
 SAME_TOKENS = 1.05  # rows of a cell: their tokens differ by rounding to steps
 MIN_VALUES = 3  # of a rate or a batch size, for a quadratic in it
 MIN_SPREAD = 0.1  # e-folds that ln N must move at a given ln D, or there is no law
@@ -36,28 +36,20 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """ln y = line[0] + line[1:] . ln terms; `draws` is [R, 1 + terms] like `line`."""
+    """ln y = line[0] + line[1] ln N + line[2] ln D; `draws` is [R, 3] like `line`."""
 
-    terms: tuple[str, ...]
-    line: np.ndarray | None
-    draws: np.ndarray | None
     num_cells: int
+    line: np.ndarray | None = None
+    draws: np.ndarray | None = None
     excess: float = 0.0  # scatter of ln y about the law beyond the noise
     skipped: str = ""
 
-    def at(self, params, tokens) -> np.ndarray:
-        """Return the best value at params and tokens, which broadcast."""
-        if self.skipped:
-            raise ValueError(f"the law must be there; got none: {self.skipped}")
-        terms = _log_terms(self.terms, np.asarray(params), np.asarray(tokens))
-        return np.exp(self.line[0] + np.tensordot(self.line[1:], terms, 1))
-
-    def record(self, level: float = 0.95) -> dict:
+    def record(self) -> dict:
         """Return what fit.json keeps of this law."""
         if self.skipped:
             return {"skipped": self.skipped, "cells": self.num_cells}
-        ci = resamples.interval(self.draws, level)
-        names = ("coefficient", *self.terms)
+        ci = resamples.interval(self.draws)
+        names = ("coefficient", *TERMS)
         values = [float(np.exp(self.line[0])), *map(float, self.line[1:])]
         bounds = [np.exp(ci[0]).tolist(), *ci[1:].tolist()]
         return {
@@ -77,49 +69,37 @@ class Rates:
     cells: tuple[Cell, ...]
     warnings: tuple[str, ...]
 
-    def record(self, level: float = 0.95) -> dict:
+    def record(self) -> dict:
         """Return what fit.json keeps, with `skipped` where there is no law at all."""
-        cells = [dataclasses.asdict(cell) for cell in self.cells]
-        for cell in cells:
-            cell["flags"] = list(cell["flags"])
-        found = {name: law.record(level) for name, law in self.laws.items()}
-        found |= {"cells": cells, "warnings": list(self.warnings)}
+        found = {name: law.record() for name, law in self.laws.items()}
+        found["cells"] = [dataclasses.asdict(cell) for cell in self.cells]
+        found["warnings"] = list(self.warnings)
         reasons = [law.skipped for law in self.laws.values()]
         if all(reasons):
             found["skipped"] = "; ".join(dict.fromkeys(reasons))
         return found
 
 
-def fit(
-    columns: dict,
-    loss,
-    *,
-    terms: tuple[str, ...] = ("params", "tokens"),
-    within: float | None = None,
-    num_bootstraps: int = 1000,
-    seed: int = 0,
-) -> Rates:
+def fit(columns: dict, loss, *, num_bootstraps: int = 1000, seed: int = 0) -> Rates:
     """Fit each cell's best values and the laws of the learning rate and batch size.
 
     `columns` holds `params`, `tokens`, `learning_rate` and, where it was varied,
     `batch_tokens`, each [n]; `loss` is [n] in nats per token. A value that takes fewer
-    than MIN_VALUES values in a cell is held at its commonest. `within` keeps the rows
-    of loss up to 1 + within times the cell's least, where a quadratic is nearer the
-    truth. A cell is flagged, and left out, when it has `few_points`, is `not_convex`
-    or has its lowest point `at_edge`, outside the values tried.
+    than MIN_VALUES values in a cell is held at its commonest. A cell is flagged, and
+    left out, when it has `few_points`, is `not_convex` or has its lowest point
+    `at_edge`, outside the values tried.
 
     Draws refit the cells with normal noise of their residuals' size, and add the
     scatter about the law beyond that. A cell weighs by the inverse variance of its
     optimum: sharp valleys count most. A law that the cells cannot tell is `skipped`.
-    Raises UserError for unknown terms and for values that have no logarithm.
+    Raises UserError for a learning rate or batch size that has no logarithm.
     """
-    for term in terms:
-        if term not in TERMS:
-            raise errors.unknown("a term of a rate's law", term, TERMS)
     columns = {k: np.asarray(columns[k], float)
-               for k in ("params", "tokens", *THINGS) if k in columns}  # fmt: skip
+               for k in (*TERMS, *THINGS) if k in columns}  # fmt: skip
+    things = [name for name in THINGS if name in columns]
     loss = np.asarray(loss, float)
-    for name, column in (*columns.items(), ("loss", loss)):
+    for name in things:
+        column = columns[name]
         bad = ~(np.isfinite(column) & (column > 0))
         if bad.any():
             raise errors.UserError(
@@ -128,18 +108,18 @@ def fit(
             )
     cells, fits = [], []
     for mine in _groups(columns["params"], columns["tokens"]):
-        cell, bowl = _cell({k: c[mine] for k, c in columns.items()}, loss[mine], within)
+        cell, bowl = _cell({k: c[mine] for k, c in columns.items()}, loss[mine])
         cells.append(cell)
         fits.append(bowl)
     kept = [k for k, cell in enumerate(cells) if cell.used]
     optima = _drawn([fits[k] for k in kept], num_bootstraps, seed) if kept else {}
     laws = {}
-    for number, name in enumerate(n for n in THINGS if n in columns):
+    for number, name in enumerate(things):
         mine = [i for i, k in enumerate(kept) if cells[k].best[name] is not None]
         where = [cells[kept[i]] for i in mine]
         drawn = np.stack([optima[i][name] for i in mine], 1) if mine else None
         rng = np.random.default_rng((seed, number + 1))
-        laws[name] = _law(name, terms, where, drawn, rng)
+        laws[name] = _law(name, where, drawn, rng)
     return Rates(laws=laws, cells=tuple(cells), warnings=tuple(_warnings(cells, laws)))
 
 
@@ -192,12 +172,10 @@ def _groups(params, tokens) -> list[np.ndarray]:
     return [np.array(rows) for rows in found]
 
 
-def _cell(columns: dict, loss, within) -> tuple[Cell, _Bowl | None]:
+def _cell(columns: dict, loss) -> tuple[Cell, _Bowl | None]:
     """Return a cell with its best values, and the bowl they come from."""
     things = [name for name in THINGS if name in columns]
     keep = np.ones(len(loss), bool)
-    if within is not None:
-        keep = loss <= loss.min() * (1 + within)
     free = []
     for name in things:
         values, counts = np.unique(columns[name][keep], return_counts=True)
@@ -258,29 +236,20 @@ def _drawn(bowls: list[_Bowl], num: int, seed: int) -> list[dict]:
     return found
 
 
-def _log_terms(terms, params, tokens) -> np.ndarray:
-    """Return ln of the terms [terms, ...]."""
-    known = {"params": np.log(params), "tokens": np.log(tokens)}
-    known["flops"] = np.log(6.0) + known["params"] + known["tokens"]
-    return np.stack(np.broadcast_arrays(*(known[t] for t in terms)))
-
-
-def _law(name: str, terms, cells: list[Cell], drawn, rng) -> Law:
+def _law(name: str, cells: list[Cell], drawn, rng) -> Law:
     """Return the law of one thing through the cells, or why there is none."""
-    num, num_cells = 1 + len(terms), len(cells)
+    num, num_cells = 1 + len(TERMS), len(cells)
     if num_cells <= num:
         why = (f"{num} coefficients of {name} need more than {num} cells with a best "
                f"value inside, got {num_cells}")  # fmt: skip
-        return Law(terms, None, None, num_cells, skipped=why)
-    logs = _log_terms(
-        terms, np.array([c.params for c in cells]), np.array([c.tokens for c in cells])
-    ).T  # [cells, terms]
+        return Law(num_cells, skipped=why)
+    logs = np.log([[getattr(cell, term) for term in TERMS] for cell in cells])
     centre = logs.mean(0)
     spread = np.linalg.svd(logs - centre, compute_uv=False)[-1] / np.sqrt(num_cells)
     if spread < MIN_SPREAD:
-        why = (f"the cells do not tell {' from '.join(terms)} for {name}: they move "
+        why = (f"the cells do not tell {' from '.join(TERMS)} for {name}: they move "
                "together, or not at all")  # fmt: skip
-        return Law(terms, None, None, num_cells, skipped=why)
+        return Law(num_cells, skipped=why)
     design = np.column_stack([np.ones(num_cells), logs - centre])
     best = np.log([c.best[name] for c in cells])
     variance = lines.variance(drawn)
@@ -298,8 +267,8 @@ def _law(name: str, terms, cells: list[Cell], drawn, rng) -> Law:
         found[..., 0] -= found[..., 1:] @ centre
     if len(draws) < 2:
         why = f"under the noise no {num + 1} cells keep a best {name} inside"
-        return Law(terms, None, None, num_cells, skipped=why)
-    return Law(terms, line, draws, num_cells, float(excess))
+        return Law(num_cells, skipped=why)
+    return Law(num_cells, line, draws, float(excess))
 
 
 def _solve(design, y, weights) -> np.ndarray:

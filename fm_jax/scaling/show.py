@@ -81,6 +81,9 @@ def _others(record: dict) -> list[str]:
             shown += f"  b {valued(found, 'b')}"
         if "corrected" in found:
             shown += f" (its bias corrected: a {valued(found['corrected'], 'a')})"
+        shown += f"; intervals by {found['bootstrap']}"
+        if found["draws_refused"]:
+            shown += f", {found['draws_refused']:,} draws without a line left out"
         said.append(shown)
     return said
 

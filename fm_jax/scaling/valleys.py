@@ -1,10 +1,9 @@
 """The valley of a slice: a curve through losses over a logarithm, its lowest point."""
 
 import dataclasses
+import itertools
 
 import numpy as np
-
-from fm_jax import errors
 
 METHODS = ("parabola", "cubic", "akima")
 MIN_COEFFICIENTS = {"parabola": 3, "cubic": 4, "akima": 3}
@@ -34,13 +33,13 @@ class Slice:
     used: bool
 
 
-def cut(budget: float, axes: list, loss, method: str, keep=()) -> Slice:
+def cut(budget: float, axes: list, loss, method: str) -> Slice:
     """Return the slice of a budget: its optima over ln N and ln D (`axes`), its flags.
 
     `few_sizes`: fewer than MIN_SIZES different ones; `not_convex`: the curve has no
     lowest point; `not_bracketed`: it has it reach the sizes, or the lowest loss is
-    at an edge; `off_centre`, `wide`: where the bias of a parabola is large (slices.py).
-    Slices with a flag in UNUSABLE, unless in `keep`, are not `used`.
+    at an edge; `off_centre`, `wide`: where the bias of a parabola is large (bias.py).
+    Slices with a flag in UNUSABLE are not `used`.
     """
     flags, optima, lowest = [], [], None
     for x in axes:
@@ -67,7 +66,7 @@ def cut(budget: float, axes: list, loss, method: str, keep=()) -> Slice:
         if x is axes[0] and near:
             lowest = float(value[0])
     flags = tuple(dict.fromkeys(flags))
-    used = None not in optima and not set(flags) & (set(UNUSABLE) - set(keep))
+    used = None not in optima and not set(flags) & set(UNUSABLE)
     ranges = [(float(np.exp(x.min())), float(np.exp(x.max()))) for x in axes]
     return Slice(
         budget=float(budget), points=len(loss), params_range=ranges[0],
@@ -76,7 +75,7 @@ def cut(budget: float, axes: list, loss, method: str, keep=()) -> Slice:
     )  # fmt: skip
 
 
-def warnings(slices: list[Slice]) -> list[str]:
+def warnings(slices: tuple[Slice, ...]) -> list[str]:
     """Return sentences on slices left out, and on those kept with a flag."""
     found = []
     for used, what in ((False, "left out"), (True, "kept, but flagged")):
@@ -99,17 +98,18 @@ def warnings(slices: list[Slice]) -> list[str]:
     return found
 
 
-def minima(x: np.ndarray, losses: np.ndarray, method: str, weights=None):
+def minima(x: np.ndarray, losses: np.ndarray, method: str):
     """Return where [R] curves over x [n] through losses [R, n] have their lowest point,
     how low it is, and how far from the middle of x in half-widths: 1 is the edge.
 
-    All three are NaN for a curve without a lowest point. Weights are [R, n].
+    All three are NaN for a curve without a lowest point.
     """
     if method == "akima":
         return _akima(x, losses)
     middle, half = (x.min() + x.max()) / 2, np.ptp(x) / 2
     z = (x - middle) / half
-    coefs = _polynomials(z, losses, MIN_COEFFICIENTS[method], weights)
+    powers = z[:, None] ** np.arange(MIN_COEFFICIENTS[method])
+    coefs = losses @ np.linalg.pinv(powers).T
     slope, second = coefs[:, 1], coefs[:, 2]
     third = coefs[:, 3] if method == "cubic" else np.zeros(len(coefs))
     # c1 + 2 c2 z + 3 c3 z^2 = 0 at the root where the curve bends up.
@@ -120,53 +120,47 @@ def minima(x: np.ndarray, losses: np.ndarray, method: str, weights=None):
     return middle + half * at, value, np.abs(at)
 
 
-def noisy_optima(used, method, sds, num, rng, reach) -> np.ndarray:
-    """Return ln N* and ln D* [R, S, 2] of slices with noise added.
+def noisy_optima(used: list, method: str, noise: list) -> np.ndarray:
+    """Return ln N* and ln D* [R, S, 2] of slices with noise [R, n] added to each.
 
-    `used` holds each slice's axes and losses; NaN where a lowest point is not within
-    `reach` half-widths of the middle.
+    `used` holds each slice's axes and losses; NaN where a lowest point is not inside.
     """
-    found = np.empty((num, len(used), 2))
+    found = np.empty((len(noise[0]), len(used), 2))
     for k, (axes, loss) in enumerate(used):
-        noisy = loss + sds[k] * rng.standard_normal((num, len(loss)))
         for i, x in enumerate(axes):
-            at, _, away = minima(x, noisy, method)
-            found[:, k, i] = np.where(away < reach, at, np.nan)
-    return _both(found)
+            at, _, away = minima(x, loss + noise[k], method)
+            found[:, k, i] = np.where(away < 1, at, np.nan)
+    return np.where(np.isfinite(found).all(-1, keepdims=True), found, np.nan)
 
 
-def weighted_optima(used, method, drawn: list, best, reach) -> np.ndarray:
-    """Return `noisy_optima` of slices with weights [R, n] each instead of noise.
+def noise(used: list, method: str, names: list | None) -> tuple[np.ndarray, float]:
+    """Return each slice's residual standard deviation [S] in nats, and a correlation.
 
-    Weighted residuals are too small by what the curve took up: their effect, the
-    distance from the unweighted optima `best` [S, 2], grows by sqrt(n / (n - p)).
+    It is that of the noise of rows in different slices which share a name, `names`
+    being those of each slice's rows, by the method of moments: the products of such
+    residuals over their expectation under a correlation of 1.
     """
-    found = np.empty((len(drawn[0]), len(used), 2))
-    for k, ((axes, loss), weights) in enumerate(zip(used, drawn, strict=True)):
-        freedom = max(len(loss) - MIN_COEFFICIENTS[method], 1)
-        for i, x in enumerate(axes):
-            at, _, away = minima(x, loss[None], method, weights)
-            at = best[k, i] + (at - best[k, i]) * np.sqrt(len(loss) / freedom)
-            found[:, k, i] = np.where(away < reach, at, np.nan)
-    return _both(found)
-
-
-def noise(used: list, method: str) -> np.ndarray:
-    """Return each slice's residual standard deviation [S] in nats."""
     num = 4 if method == "akima" else MIN_COEFFICIENTS[method]
-    squares, freedom = [], []
-    for axes, loss in used:
-        x = axes[0]
+    rests, bases = [], []
+    for (x, _), loss in used:
         z = (2 * x - x.min() - x.max()) / np.ptp(x)
-        coefs = _polynomials(z, loss[None], num)[0]
-        squares.append(((loss - z[:, None] ** np.arange(num) @ coefs) ** 2).sum())
-        freedom.append(len(loss) - num)
-    if max(freedom) < 1:
-        raise errors.UserError(
-            f"a slice must have more than {num} points to show its noise; got "
-            f"{max(freedom) + num}. Give the noise of a loss in nats"
-        )
-    return moderated_sds(np.array(squares), np.array(freedom))
+        basis, _ = np.linalg.qr(z[:, None] ** np.arange(num))
+        bases.append(basis)
+        rests.append(loss - basis @ (basis.T @ loss))
+    squares = np.array([rest @ rest for rest in rests])
+    freedom = np.array([len(rest) - num for rest in rests])
+    sds = moderated_sds(squares, freedom)
+    if names is None:
+        return sds, 0.0
+    plain = np.maximum(np.sqrt(squares / freedom), 1e-300)
+    makers = [np.eye(len(basis)) - basis @ basis.T for basis in bases]
+    seen = possible = 0.0
+    for s, t in itertools.combinations(range(len(used)), 2):
+        same = (names[s][:, None] == names[t]).astype(float)
+        seen += rests[s] / plain[s] @ same @ rests[t] / plain[t]
+        possible += np.trace(makers[s] @ same @ makers[t] @ same.T)
+    known = possible > 1e-6  # not where each slice has a name of its own
+    return sds, float(np.clip(seen / possible, 0, 1)) if known else 0.0
 
 
 def moderated_sds(squares, freedom) -> np.ndarray:
@@ -176,21 +170,9 @@ def moderated_sds(squares, freedom) -> np.ndarray:
     of all as if that were PRIOR_FREEDOM residuals more; one that is unlike the others
     keeps most of its own.
     """
-    told = np.maximum(freedom, 1)
     # A chi-squared variable's median is below its mean by about this factor.
-    typical = np.median((squares / told / (1 - 2 / (9 * told)) ** 3)[freedom > 0])
+    typical = np.median(squares / freedom / (1 - 2 / (9 * freedom)) ** 3)
     return np.sqrt((squares + PRIOR_FREEDOM * typical) / (freedom + PRIOR_FREEDOM))
-
-
-def _polynomials(z, losses, num_coefficients: int, weights=None) -> np.ndarray:
-    """Return least-squares coefficients [R, P] of losses [R, n] over z [n]."""
-    powers = z[:, None] ** np.arange(num_coefficients)  # [n, P]
-    if weights is None:
-        return losses @ np.linalg.pinv(powers).T
-    pairs = (powers[:, :, None] * powers[:, None, :]).reshape(len(z), -1)
-    normal = (weights @ pairs).reshape(-1, num_coefficients, num_coefficients)
-    right = (weights * losses) @ powers
-    return np.linalg.solve(normal, right[:, :, None])[:, :, 0]
 
 
 def _akima(x: np.ndarray, losses: np.ndarray):
@@ -207,8 +189,3 @@ def _akima(x: np.ndarray, losses: np.ndarray):
     value = np.exp(np.take_along_axis(curves, lowest[None], 0)[0])
     away = np.abs(lowest / (len(grid) - 1) * 2 - 1)  # exactly 1 at either edge
     return grid[lowest], value, away
-
-
-def _both(optima: np.ndarray) -> np.ndarray:
-    """Return optima [R, S, 2] with both NaN where either is."""
-    return np.where(np.isfinite(optima).all(-1, keepdims=True), optima, np.nan)

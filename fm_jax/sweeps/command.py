@@ -20,11 +20,19 @@ def sweep(raw: dict, flags: Any) -> int:
 
     planned = sweeps.check(raw)
     stem = Path(flags.config_file.partition(":")[0]).stem
-    folder = Path(flags.workdir or f"sweeps/{stem}")
+    # Absolute, for its runs are known again by their paths.
+    folder = Path(flags.workdir or f"sweeps/{stem}").expanduser().resolve()
+    if ":" in str(folder):
+        raise UserError(
+            f"--workdir must have no colon in its path; got {folder}. In a --config "
+            "what follows one is the variant."
+        )
     if not 0 < flags.mfu <= 1:
         raise UserError(f"--mfu must be above 0 and at most 1; got {flags.mfu}.")
     if flags.parallel < 1:
         raise UserError(f"--parallel must be >= 1; got {flags.parallel}.")
+    if flags.dry_run and flags.status:
+        raise UserError("--dry_run and --status must not be given both; choose one.")
     if flags.dry_run:
         text = outlook.dry_run(
             planned, folder, parallel=flags.parallel, mfu=flags.mfu, fit=flags.fit
@@ -39,12 +47,13 @@ def sweep(raw: dict, flags: Any) -> int:
 
 def predict(flags: Any) -> None:
     """Print what a fit says of a budget, and write the config that trains it."""
-    from fm_jax.scaling import fit as fits
+    from fm_jax.scaling import files
     from fm_jax.scaling import predict as predictions
+    from fm_jax.sweeps import labpage
     from fm_jax.sweeps import recipe as recipes
 
     folder = Path(flags.fit).expanduser()
-    record, draws, law = fits.load(folder)
+    record, draws, law = files.load(folder)
     found = predictions.predict(
         record,
         draws,
@@ -56,9 +65,9 @@ def predict(flags: Any) -> None:
         count=flags.count,
         columns=numbers(flags.column, "--column") or None,
     )
-    out = Path(flags.out) if flags.out else folder / recipes.file_name(found)
+    out = Path(flags.out) if flags.out else folder / labpage.file_name(found)
     made = recipes.recipe(found, fit=record, draws=draws, law=law)
-    written = recipes.write(made, out, found=found, fit=record)
+    written = labpage.write(made, out, found=found, fit=record, replace=not flags.out)
     if flags.json:
         _print([json.dumps(found | {"recipe": dataclasses.asdict(made)}, indent=1)])
     else:

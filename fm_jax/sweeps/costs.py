@@ -21,6 +21,7 @@ from fm_jax.runs import Run
 from fm_jax.sections import Config
 
 STARTUP_SECONDS = 15.0  # of a process that imports, compiles and evaluates, until known
+COMPILED = 1.5  # times what is kept: within a factor two of four plans of `fm plan`
 LOOP_PHASES = ("train", "wait_for_data")  # what is not overhead of a run's time
 
 
@@ -139,20 +140,42 @@ def gpus() -> list[tuple[str, str]]:
 def memory_bytes(config: Config) -> int:
     """Estimate the bytes that training takes on one device that does all of it.
 
-    Weights, gradients, both moments and the average, and for one micro-batch what the
-    backward pass keeps of each layer and of the logits. Scores of attention and the
-    compiler's own copies are left out.
+    Gradients and what a checkpoint holds, and for one micro-batch COMPILED times what
+    the backward pass keeps: of each layer, or of one where layers are made again, with
+    the scores of plain attention, and of the logits.
     """
     model, train, length = config.model, config.train, config.data.max_length
     size = {"float32": 4, "bfloat16": 2}
-    state = 8 + size[config.optimizer.mu_dtype] + size[config.optimizer.nu_dtype]
-    state += 4 if train.ema_decay else 0
     rows = train.batch_size // train.accumulation
     heads = model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
     mlp = (3 if model.is_gated else 2) * model.mlp_dim
-    kept = 4 * model.embed_dim + heads + mlp
+    layer = (4 * model.embed_dim + heads + mlp) * size[model.dtype]
+    layer += model.num_heads * length * 4
+    layers = model.num_layers * layer
     if model.remat != "none":
-        kept = 2 * model.embed_dim
-    layers = rows * length * model.num_layers * kept * size[model.dtype]
+        layers = model.num_layers * 2 * model.embed_dim * size[model.dtype] + layer
+    layers *= rows * length
     logits = rows * (train.loss_chunk or length) * model.vocab_size * 4 * 2
-    return counts.params(model).total * state + layers + logits
+    gradients = 4 * counts.params(model).total
+    return round(_state_bytes(config) + gradients + COMPILED * (layers + logits))
+
+
+def disk_bytes(config: Config, steps: int, own_steps: int) -> int:
+    """Return the bytes of the checkpoints that stay of a run.
+
+    steps: the last; own_steps: those that the run does itself.
+    """
+    saves = config.checkpoint
+    made = -(-own_steps // saves.every) if saves.every else 1
+    kept = saves.keep + saves.keep_best
+    if saves.keep_every:
+        kept += steps // saves.keep_every - (steps - own_steps) // saves.keep_every
+    return min(made, kept) * _state_bytes(config)
+
+
+def _state_bytes(config: Config) -> int:
+    """Return the bytes of weights, both moments and the average."""
+    size = {"float32": 4, "bfloat16": 2}
+    each = 4 + size[config.optimizer.mu_dtype] + size[config.optimizer.nu_dtype]
+    each += 4 if config.train.ema_decay else 0
+    return counts.params(config.model).total * each

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from fm_jax.errors import UserError
 from fm_jax.sweeps import ladder
@@ -18,9 +18,6 @@ KINDS = {
 }
 LISTS = ("budgets", "sizes", "tokens", "tokens_per_param")
 ENOUGH = 5  # sizes that a budget needs for a parabola with something to spare
-MAX_UNITS = 20  # checkpoints that a trunk has, about, when its first branch begins
-NUM_TRIED = 20  # units between two whole fractions of that branch's step
-UNIT_ERROR = 0.01  # of a horizon that is moved to a step with a checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,28 +186,3 @@ def _replicated(found: list[Point], replicates: int) -> list[Point]:
         for point in found
         for replicate in range(replicates if point.dial == smallest else 1)
     ]
-
-
-def branch_steps(
-    horizons: Sequence[int], decay_fraction: float
-) -> tuple[int, list[tuple[int, int]]]:
-    """Return the unit of a trunk's checkpoints, and (branch step, steps) by horizon.
-
-    horizons: steps of the whole runs, ascending. A WSD run of h steps leaves its trunk
-    at (1 - decay_fraction) h; branch steps are moved, by UNIT_ERROR at most where
-    MAX_UNITS checkpoints up to the first of them are enough, to multiples of one unit,
-    so that a trunk that saves every unit has them all. Horizons move along.
-    """
-    wanted = [(1 - decay_fraction) * steps for steps in horizons]
-    best = None
-    for tried in range(NUM_TRIED * (MAX_UNITS - 1) + 1):
-        unit = max(1, round(wanted[0] / (1 + tried / NUM_TRIED)))
-        steps = [max(1, round(w / unit)) * unit for w in wanted]
-        error = max(abs(s / w - 1) for s, w in zip(steps, wanted, strict=True))
-        if best is None or error < best[0]:
-            best = error, unit, steps
-        if error <= UNIT_ERROR:
-            break
-    _, unit, steps = best
-    whole = [max(s + 1, round(s / (1 - decay_fraction))) for s in steps]
-    return unit, list(zip(steps, whole, strict=True))

@@ -40,22 +40,23 @@ def expected(sweep: Sweep, runs: Sequence[Planned], fit: str = "") -> list[str]:
 
     count = sweep.size.count
     if fit:
-        from fm_jax.scaling import fit as fits
+        from fm_jax.scaling import files, predict
 
-        record, _, law = fits.load(Path(fit))
-        found = record["approach3"]
-        theta = [found[name] for name in law.names]
-        noise, source = found["residual_sd"], f"the fit {fit}"
+        record, draws, law = files.load(Path(fit))
+        _, _, ensemble = predict.choose(record, draws, law, count)
+        theta, noise = ensemble[0], information.run_noise(record)
+        source = f"the fit {fit}"
     else:
         published = laws.PUBLISHED["epoch"]
         law, theta, noise = laws.LAWS[published.law], published.theta, sweep.noise
         source = f"Chinchilla's law by Epoch, sd of ln loss {noise:.2g}"
     ends = [one for one in runs if one.role != "trunk"]
-    target = sweep.target_flops or 100 * max(one.flops for one in ends)
     columns = {
         "params": [float(one.params[count]) for one in ends],
         "tokens": [float(one.tokens) for one in ends],
     }
+    largest = 6 * max(map(math.prod, zip(*columns.values(), strict=True)))
+    target = sweep.target_flops or 100 * largest
     begin = f"expect   at {target:.3g} FLOPs"
     if set(law.columns) > set(columns):
         return [f"{begin} nothing: the law {law.name} reads more than these runs vary"]

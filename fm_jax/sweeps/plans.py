@@ -5,15 +5,16 @@ What is planned follows from the sweep alone, so that the same file names the sa
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from fm_jax import config as configs
 from fm_jax import configfile
 from fm_jax.errors import UserError
 from fm_jax.models import counts
 from fm_jax.sweeps import costs, designs, ladder
+from fm_jax.sweeps import sweep as sweeps
 from fm_jax.sweeps.sweep import Sweep
 
 FAR = 0.05  # of a budget that a run misses, before it is said
@@ -25,7 +26,8 @@ class Planned:
 
     `tokens` and `flops` are of the whole schedule, its parent's part included; `flops`
     are counted by design.flops, `flops_exact` per product. `role` is run, trunk or
-    branch; a branch goes on from `branch_step` of the run named `parent`.
+    branch; where there is a `parent`, a run's name, it goes on from `branch_step`,
+    which is that run's last. `disk_bytes` are of the checkpoints that stay.
     """
 
     index: int
@@ -43,9 +45,9 @@ class Planned:
     steps: int
     tokens: int
     flops: float
-    flops_6n: float
     flops_exact: float
     memory_bytes: int
+    disk_bytes: int
 
     @property
     def cost_flops(self) -> float:
@@ -63,10 +65,12 @@ def plan(sweep: Sweep, *, earlier: Sequence[dict] = ()) -> list[Planned]:
     """
     names = {record["hash"]: record["name"] for record in earlier}
     found: dict[str, Planned] = {}
-    trunk, next_index = None, len(names)
+    ends: dict[int, Planned] = {}  # of this trunk, its parts by their last steps
+    next_index = len(names)
     for draft in _drafts(sweep):
-        # A trunk stands right before its branches.
-        one = _planned(sweep, draft, trunk if draft.role == "branch" else None)
+        if not draft.branch_step:
+            ends = {}
+        one = _planned(sweep, draft, ends.get(draft.branch_step))
         if one.hash not in found:
             if one.hash in names:
                 name = names[one.hash]
@@ -75,7 +79,7 @@ def plan(sweep: Sweep, *, earlier: Sequence[dict] = ()) -> list[Planned]:
             index = int(name.partition("-")[0])
             found[one.hash] = dataclasses.replace(one, index=index, name=name)
         if draft.role == "trunk":
-            trunk = found[one.hash]
+            ends[one.steps] = found[one.hash]
     return list(found.values())
 
 
@@ -150,14 +154,24 @@ def _tree(sweep: Sweep, points: list[designs.Point]) -> list[_Draft]:
     """Return a trunk and its branches, which are as WSD runs of their whole lengths.
 
     One trunk has one batch size and rate, those of the longest horizon, and one
-    warm-up, that of the shortest. It ends where the last branch begins.
+    warm-up, that of the shortest. It is a chain of parts, each from where one branch
+    begins to where the next does: what a branch begins from is the end of a run, and a
+    longer horizon is a part more.
     """
     points = sorted(points, key=lambda point: point.tokens)
     model, longest = _training(sweep, points[-1].dial, points[-1].tokens)
     batch_tokens = longest["train.batch_size"] * sweep.base["data"]["max_length"]
-    horizons = [max(2, round(point.tokens / batch_tokens)) for point in points]
-    fraction = sweep.design.decay_fraction
-    unit, ends = designs.branch_steps(horizons, fraction)
+    horizons = [round(point.tokens / batch_tokens) for point in points]
+    least = max(2, sweep.budget.min_steps)
+    if horizons[0] < least:
+        raise UserError(
+            f"a branch must have {least} steps, budget.min_steps, of the batch that "
+            f"the longest has; got {horizons[0]} for size {points[0].dial} on "
+            f"{points[0].tokens:.3g} tokens. Raise the shortest horizon or lower the "
+            "batch."
+        )
+    kept = 1 - sweep.design.decay_fraction
+    steps_at = [min(max(1, round(kept * steps)), steps - 1) for steps in horizons]
     warmup = ladder.warmup_steps(
         sweep.sizes.params(points[0].dial),
         horizons[0],
@@ -165,68 +179,68 @@ def _tree(sweep: Sweep, points: list[designs.Point]) -> list[_Draft]:
         vars(sweep.budget),
         sweep.base,
     )
-    if warmup > ends[0][0]:
+    if warmup > steps_at[0]:
         raise UserError(
             "the warm-up of a trunk must end before its first branch; got "
-            f"{warmup} steps and a branch at {ends[0][0]}. Lower "
+            f"{warmup} steps and a branch at {steps_at[0]}. Lower "
             "base.schedule.warmup_fraction or raise the shortest horizon."
         )
 
-    def schedule(steps, decay):
-        return {
-            **longest,
+    def draft(role, point, branch_step, steps, decay):
+        training = longest | {
             "train.steps": steps,
             "schedule.name": "wsd",
             "schedule.warmup_fraction": warmup / steps,
             "schedule.decay_fraction": decay / steps,
         }
-
-    last = ends[-1][0]
-    trunk = _Draft(
-        point=dataclasses.replace(points[-1], tokens=float(last * batch_tokens)),
-        role="trunk",
-        model=model,
-        training=schedule(last, 0)
-        | {"checkpoint.every": unit, "checkpoint.keep_every": unit},
-    )
-    return [trunk] + [
-        _Draft(
+        return _Draft(
             point=point,
-            role="branch",
+            role=role,
             model=model,
-            training=schedule(steps, steps - step) | {"init.optimizer": True},
-            branch_step=step,
+            training=training,
+            branch_step=branch_step,
         )
-        for point, (step, steps) in zip(points, ends, strict=True)
+
+    parts = itertools.pairwise([0, *sorted(set(steps_at))])
+    return [
+        draft(
+            "trunk",
+            dataclasses.replace(points[-1], tokens=float(end * batch_tokens)),
+            begin,
+            end,
+            0,
+        )
+        for begin, end in parts
+    ] + [
+        draft("branch", point, step, steps, steps - step)
+        for point, step, steps in zip(points, steps_at, horizons, strict=True)
     ]
 
 
-def _planned(sweep: Sweep, draft: _Draft, trunk: Planned | None) -> Planned:
+def _planned(sweep: Sweep, draft: _Draft, parent: Planned | None) -> Planned:
     """Return the run of a draft, its name without a number yet."""
     base = sweep.base
     seed = base["train"]["seed"] + draft.point.replicate
     overrides = {f"model.{name}": value for name, value in draft.model.items()}
     overrides |= {**draft.training, "train.seed": seed}
     raw = _overridden(base, overrides)
-    # Not of the folder: a branch is known by its trunk's hash, a trunk also by where
-    # its branches can begin.
+    # Not by its folder: what goes on from a run is known by that one's hash.
     known_by = [configfile.fingerprint(raw, with_duration=True)]
-    if draft.role == "trunk":
-        known_by.append(draft.training["checkpoint.keep_every"])
-    if trunk is not None:
-        known_by += [trunk.hash, draft.branch_step]
-        overrides["init.from"] = f"runs/{trunk.name}@{draft.branch_step}"
+    if parent is not None:
+        known_by += [parent.hash, draft.branch_step]
+        overrides["init.from"] = f"runs/{parent.name}@{draft.branch_step}"
+        overrides["init.optimizer"] = True
         raw = _overridden(base, overrides)
     digest = hashlib.sha256(json.dumps(known_by).encode()).hexdigest()[:16]
-    config = configs.check(raw)
+    config = sweeps.check_run(raw)
     params = counts.params(config.model)
     steps, rows = overrides["train.steps"], overrides["train.batch_size"]
     length = base["data"]["max_length"]
     tokens = steps * rows * length
     count = getattr(params, sweep.size.count)
     end = "-trunk" if draft.role == "trunk" else ""
-    flops_6n = 6.0 * count * tokens
     flops_exact = counts.flops_per_token(config.model, length) * tokens
+    is_exact = sweep.design.flops == "exact"
     return Planned(
         index=0,
         name=f"n{_short(count)}-d{_short(tokens)}-s{seed}{end}",
@@ -234,7 +248,7 @@ def _planned(sweep: Sweep, draft: _Draft, trunk: Planned | None) -> Planned:
         role=draft.role,
         config=raw,
         overrides=overrides,
-        parent=trunk.name if trunk is not None else "",
+        parent=parent.name if parent is not None else "",
         branch_step=draft.branch_step,
         budget_flops=draft.point.budget_flops,
         replicate=draft.point.replicate,
@@ -242,10 +256,10 @@ def _planned(sweep: Sweep, draft: _Draft, trunk: Planned | None) -> Planned:
         params=vars(params),
         steps=steps,
         tokens=tokens,
-        flops=flops_exact if sweep.design.flops == "exact" else flops_6n,
-        flops_6n=flops_6n,
+        flops=flops_exact if is_exact else 6.0 * count * tokens,
         flops_exact=flops_exact,
         memory_bytes=costs.memory_bytes(config),
+        disk_bytes=costs.disk_bytes(config, steps, steps - draft.branch_step),
     )
 
 

@@ -5,6 +5,7 @@ means.
 """
 
 import dataclasses
+import re
 
 from fm_jax import config as configs
 from fm_jax.errors import UserError, unknown
@@ -140,6 +141,21 @@ def check(raw: dict) -> Sweep:
     return Sweep(**built, base=base, raw=whole)
 
 
+def check_run(raw: dict) -> configs.Config:
+    """Return the checked Config of a sweep's run; raises UserError in its words."""
+    try:
+        return configs.check(raw)
+    except UserError as error:
+        raise UserError(of_base(str(error))) from error
+
+
+def of_base(message: str) -> str:
+    """Return what is said of a run's config as said of its sweep's: config.base.KEY."""
+    sections = "|".join(f.name for f in dataclasses.fields(configs.Config))
+    message = re.sub(rf"\bconfig\.(?=({sections})\b)", "config.base.", message)
+    return re.sub(rf"(?<![\w./'\"])(?=({sections})\.[a-z])", "base.", message)
+
+
 def _check_values(built: dict) -> None:
     def value(key):
         section, _, name = key.partition(".")
@@ -172,10 +188,7 @@ def _checked_base(raw: dict) -> dict:
     """Return base with what is derived filled in, and without a duration."""
     train = raw.get("train", {})
     whole = dict.fromkeys(("tokens", "epochs", "tokens_per_param"), 0.0) | {"steps": 1}
-    try:
-        config = configs.check(raw | {"train": {**train, **whole}})
-    except UserError as error:
-        raise UserError(f"config.base must be a run's config: {error}") from error
+    config = check_run(raw | {"train": {**train, **whole}})
     filled = dataclasses.asdict(config.model) | {"vocab_size": vocabulary(config)}
     return config.raw | {"model": filled}
 

@@ -13,7 +13,8 @@ from fm_jax.sweeps.sweep import Sweep
 
 FORMAT = 1
 PLAN, RUNS = "sweep.json", "sweep.jsonl"
-OWN_NAMES = (".lock", "configs", "logs", "runs", RUNS)  # what a cut-off start leaves
+FOLDERS = ("configs", "logs", "runs")
+OWN_NAMES = (".lock", *FOLDERS, RUNS)  # what a cut-off start leaves
 NUM_SHOWN = 6  # differences in the message about another sweep's folder
 
 
@@ -23,14 +24,21 @@ def run_path(folder: Path, name: str) -> Path:
 
 
 def write(sweep: Sweep, folder: Path) -> list[Planned]:
-    """Write sweep.json and sweep.jsonl into `folder`; return the runs.
+    """Write sweep.json and sweep.jsonl into `folder`, make FOLDERS; return the runs.
 
     A folder with a plan is gone on with when every run of it is in this plan too.
     Raises UserError when it is not, or the folder holds something else.
     """
     runs = planned(sweep, folder)
     record = {"format": FORMAT, "sweep": sweep.raw, "versions": machine.versions()}
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in FOLDERS:
+        try:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder / name} must be a folder or free to be one; got "
+                f"{error.strerror}. Move it, or choose another --workdir."
+            ) from error
     ordered = sorted(runs, key=lambda one: one.index)
     lines = [json.dumps(vars(one)) + "\n" for one in ordered]
     # The names before the plan that lets them stand.
@@ -104,7 +112,8 @@ def _changed(old: dict, new: dict) -> str:
     shown = [
         f"{key}: {was!r} there, {now!r} here"
         for key, (was, now) in configfile.difference(old, new).items()
-        if not configfile.may_change(key.removeprefix("base."))
+        if key == "base.init.from"
+        or not configfile.may_change(key.removeprefix("base."))
     ]
     if len(shown) > NUM_SHOWN:
         shown[NUM_SHOWN:] = [f"and {len(shown) - NUM_SHOWN} more"]

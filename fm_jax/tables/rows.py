@@ -60,11 +60,11 @@ def collect(folder: Path) -> Collected:
                     f"{places[run_id]} and in {run}. Move one of them elsewhere."
                 )
         reason = _why_failed(run)
-        if reason and (not kept or kept[-1]["status"] == "running"):
-            if kept and reason.startswith("DivergedError"):
-                kept[-1]["status"] = "diverged"
-            else:
-                failed.append(run.name)
+        status = kept[-1]["status"] if kept else ""
+        if reason.startswith("DivergedError") and status == "running":
+            kept[-1]["status"] = "diverged"
+        elif reason and status != "diverged":
+            failed.append(run.name)
         elif not kept:
             begun += 1
     _name_parents(by_run, {run: plans[homes[run]] for run in runs})

@@ -55,7 +55,7 @@ COLUMNS: dict[str, tuple[type, str]] = {
     "bayes_loss": (float, "the best that any model can have, nats per token"),
     "tokenizer": (str, "its name"),
     "dataset": (str, "its name"),
-    "wall_seconds": (float, "since the run began, its pauses left out"),
+    "wall_seconds": (float, "since the run was begun or last gone on with"),
     "device": (str, "kind of device"),
     "num_devices": (int, "devices"),
     "embed_dim": (int, "width of the model"),

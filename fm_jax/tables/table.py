@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from fm_jax.errors import UserError, unknown
 from fm_jax.tables import cells as tables
+from fm_jax.tables import results, schema
 from fm_jax.tables import rows as gathered
-from fm_jax.tables import schema
 from fm_jax.tables.cells import Cells
 
 FLOPS = ("auto", "6nd", "exact")
@@ -20,6 +20,7 @@ DUPLICATES = ("refuse", "keep", "drop")
 NEEDED = ("params", "tokens", "loss")
 GIVEN = (*NEEDED, "flops", "budget", "group", "run", "is_final", "seed", "replicate")
 APART = ("run", "group", "seed", "replicate")  # rows that differ here are no duplicates
+FEW_FLOPS = 1e9  # of the largest run, which no run of this century has
 LEAST_BUDGET = 1e9  # FLOPs; a smaller number in `group` is a label
 FLOPS_OFF = 0.05  # of 6*params*tokens, above which the record says so
 CONDITION = re.compile(r"\s*(.+?)\s*(!=|>=|<=|=|>|<)\s*(.*?)\s*", re.DOTALL)
@@ -69,8 +70,8 @@ def read(
     """Return the rows of a table, or of all runs below a folder.
 
     A table (.csv, .parquet, .jsonl) must have the columns params, tokens and loss (nats
-    per token); `mapping` ("params=N,tokens=D") takes others for them. A run table or a
-    folder counts parameters in several ways, of which `count` chooses one. `flops` are
+    per token); `mapping` ("params=N,tokens=D") takes others for them. Where parameters
+    are counted in several ways, as params_COUNT, `count` chooses one. `flops` are
     the column of that name where there is one, else 6*params*tokens ("auto"), or the
     one ("exact": also flops_exact of a run table) or the other ("6nd") in any case.
     `exclude` leaves rows out by conditions ("outlier=1", "loss>6"). Unless `curves`,
@@ -87,7 +88,7 @@ def read(
             gathered.check_format(found, path)
     counted = _count_params(cells, count, renamed=renamed)
     cells.need(*NEEDED)
-    rows = _finished(cells, curves=curves)
+    rows = results.of(cells, curves=curves)
     flops_from = _count_flops(cells, flops)
     rows, excluded = _excluded(cells, rows, exclude)
     _check_numbers(cells, rows)
@@ -96,12 +97,14 @@ def read(
     budget, group = _budgets(cells, rows)
     run = cells.labels("run_id" if cells.own else "run", rows)
     values = {name: cells.floats(name)[rows] for name in (*NEEDED, "flops")}
-    _note_doubts(cells, values)
+    if not cells.own:  # which is known to be in units
+        _note_units(cells, values)
+    _note_flops(cells, values)
     used = {*NEEDED, "flops", "budget", "budget_flops", "group", "run", "is_final"}
     used |= set(renamed.values()) - renamed.keys()
     return Points(
         **values,
-        cluster=_trunks(cells)[rows] if cells.own else _clusters(group, run),
+        cluster=results.trunks(cells)[rows] if cells.own else _clusters(group, run),
         is_final=cells.truths("is_final")[rows],
         run=run,
         budget=budget,
@@ -127,23 +130,6 @@ def read(
             "notes": cells.notes,
         },
     )
-
-
-def collect(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of all runs below a folder, the last of each (run_id, step).
-
-    The columns are schema.WRITTEN: a run's own and what its sweep planned. Raises
-    UserError for rows that cannot be read.
-    """
-    return gathered.collect(Path(folder)).rows
-
-
-def write(folder: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write collected rows as table.csv and table.parquet, each at once or not at all.
-
-    Raises UserError where the folder cannot be written.
-    """
-    gathered.write(Path(folder), rows)
 
 
 # ---- what is chosen
@@ -192,10 +178,13 @@ def _rename(cells: Cells, mapping: str | Iterable[str]) -> dict[str, str]:
 
 def _count_params(cells: Cells, count: str, renamed: dict[str, str]) -> str:
     """Choose the column `params`; return how it counts."""
-    if "params" not in renamed and (cells.own or count != "total"):
-        cells.need(f"params_{count}")
-        cells.take("params", cells.columns[f"params_{count}"])
-        return count
+    counted = f"params_{count}"
+    if "params" not in renamed:
+        is_only = "params" not in cells.columns and counted in cells.columns
+        if cells.own or count != "total" or is_only:
+            cells.need(counted)
+            cells.take("params", cells.columns[counted])
+            return count
     if count != "total":
         raise UserError(
             "count must be total where params is mapped, for the column says what it "
@@ -226,64 +215,6 @@ def _count_flops(cells: Cells, flops: str) -> str:
     with np.errstate(all="ignore"):  # what cannot be is told when all is there
         cells.take("flops", 6 * cells.floats("params") * cells.floats("tokens"))
     return "6ND"
-
-
-def _finished(cells: Cells, curves: bool) -> np.ndarray:
-    """Return the rows that are a result; note the runs that have none."""
-    rows = np.arange(len(cells.places))
-    if cells.own:
-        rows = _results(cells)
-    is_final = cells.truths("is_final")
-    if not curves:
-        rows = rows[is_final[rows]]
-    if len(rows):
-        return rows
-    states = {k: v if isinstance(v, int) else len(v) for k, v in cells.states.items()}
-    said = ", ".join(f"{number} {state}" for state, number in states.items())
-    raise UserError(
-        f"{cells.path} must hold a run that came to its end; got none, but {said}. "
-        "Wait for one to finish."
-    )
-
-
-def _results(cells: Cells) -> np.ndarray:
-    """Return the rows of a run table that hold: the last of each step."""
-    run_ids, statuses = cells.texts("run_id"), cells.texts("status")
-    names = cells.texts("name") if "name" in cells.columns else run_ids
-    cells.demand(
-        "status",
-        np.arange(len(statuses)),
-        np.array([status in schema.STATUSES for status in statuses]),
-        f"one of {', '.join(schema.STATUSES)}",
-    )
-    steps, tokens = cells.floats("step"), cells.floats("tokens")
-    cells.demand("step", np.arange(len(steps)), np.isfinite(steps), "a number")
-    last: dict[tuple, int] = {}
-    for i, key in enumerate(zip(run_ids, steps, strict=True)):
-        last.pop(key, None)  # the order is that of writing: the end tells the status
-        last[key] = i
-    ends = {run_ids[i]: i for i in last.values()}
-    diverged = {run for run, i in ends.items() if statuses[i] == "diverged"}
-    cells.states["diverged"] = sorted(names[ends[run]] or run for run in diverged)
-    cells.states["running"] += sum(
-        statuses[i] == "running" and names[i] not in cells.states["failed"]
-        for i in ends.values()
-    )
-    order = {run: number for number, run in enumerate(ends)}
-    kept = sorted(
-        (
-            i
-            for i in last.values()
-            if run_ids[i] not in diverged and statuses[i] != "diverged"
-        ),
-        key=lambda i: (order[run_ids[i]], steps[i]),
-    )
-    trained = [i for i in kept if tokens[i] != 0]
-    if len(trained) < len(kept):
-        cells.notes.append(
-            f"rows of untrained models left out: {len(kept) - len(trained)}"
-        )
-    return np.array(trained, dtype=np.int64)
 
 
 def _excluded(
@@ -382,28 +313,18 @@ def _clusters(group: np.ndarray, run: np.ndarray) -> np.ndarray:
     return group if 1 < len(set(group)) < len(group) else run
 
 
-def _trunks(cells: Cells) -> np.ndarray:
-    """Return the run [str] that each row's run branched from in the end, or itself."""
-    run_ids = cells.texts("run_id")
-    parents = dict.fromkeys(run_ids, "")
-    if "parent_id" in cells.columns:
-        parents = dict(zip(run_ids, cells.texts("parent_id"), strict=True))
-    trunks = {}
-    for run in parents:
-        trunk, seen = run, {run}
-        while parents.get(trunk) and parents[trunk] not in seen:
-            trunk = parents[trunk]  # of a run that is not there too
-            seen.add(trunk)
-        trunks[run] = trunk
-    return np.array([trunks[run] for run in run_ids], dtype=np.str_)
-
-
-def _note_doubts(cells: Cells, values: dict[str, np.ndarray]) -> None:
-    """Note what can be but is rarely meant."""
+def _note_flops(cells: Cells, values: dict[str, np.ndarray]) -> None:
+    """Note FLOPs that are counted in another way than 6*params*tokens."""
     ratio = values["flops"] / (6 * values["params"] * values["tokens"])
     if abs(ratio - 1).max() > FLOPS_OFF:
         cells.notes.append(
             f"flops are {ratio.min():.3g} to {ratio.max():.3g} times 6*params*tokens"
         )
-    if values["params"].max() < 1000:
+
+
+def _note_units(cells: Cells, values: dict[str, np.ndarray]) -> None:
+    """Note numbers so small that they may be in other units."""
+    if values["flops"].max() < FEW_FLOPS:
+        cells.notes.append("flops are below 1e9: are params and tokens in millions?")
+    elif values["params"].max() < 1000:
         cells.notes.append("params are below 1000: are they in millions?")

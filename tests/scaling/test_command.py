@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fm_jax import cli
-from fm_jax.scaling import fit
+from fm_jax.scaling import files
 from tests.scaling import surfaces
 
 FIGURES = {"isoflop", "frontier", "residuals", "contours", "draws", "cut"}
@@ -78,7 +78,7 @@ def test_json_is_what_is_kept(table, tmp_path, capsys):
     printed = _said(capsys, "fit", f"--runs={table}", f"--out={tmp_path}", "--json",
                     "--map=params=N,tokens=D", "--num_bootstraps=100",
                     "--nofigures")  # fmt: skip
-    assert json.loads(printed) == fit.load(tmp_path)[0]
+    assert json.loads(printed) == files.load(tmp_path)[0]
 
 
 # ---- predictions

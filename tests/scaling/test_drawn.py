@@ -76,6 +76,25 @@ def test_the_frontier_is_the_closed_form_and_its_band_that_of_the_draws(found, r
     assert flops[-1] == pytest.approx(drawn.BEYOND * found.points.flops.max())
 
 
+def test_lines_in_the_table_s_own_flops_are_drawn_along_6nd(found, rows):
+    """As if the table's flops were 9ND: only what is told in them moves."""
+    ends = found.record["range"] | {"flops_ratio": 1.5}
+    points = dataclasses.replace(found.points, flops=1.5 * found.points.flops)
+    other = _tables(found, points=points, range=ends)
+    for series in ("approach3", "run"):
+        assert _columns(other["frontier"], series) == _columns(rows["frontier"], series)
+    record = found.record["approach2"]
+    line = _columns(other["frontier"], "approach2")
+    own = 1.5 * np.array(line["flops"])
+    expected = record["coefficient"] * own ** record["a"]
+    np.testing.assert_allclose(line["params"], expected, rtol=1e-12)
+    assert np.all(np.array(line["params_low"]) < line["params"])
+    assert np.all(np.array(line["params_high"]) > line["params"])
+    for figure, series in (("frontier", "slice"), ("cut", "cut"), ("cut", "all")):
+        before, after = (_columns(t[figure], series)["flops"] for t in (rows, other))
+        np.testing.assert_allclose(1.5 * np.array(after), before)
+
+
 def test_the_isoflop_line_is_that_of_approach_2(found, rows):
     line, record = _columns(rows["frontier"], "approach2"), found.record["approach2"]
     slope = np.diff(np.log(line["params"])) / np.diff(np.log(line["flops"]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fm_jax.errors import UserError
-from fm_jax.scaling import fit, show
+from fm_jax.scaling import files, fit, show
 from fm_jax.tables import schema
 from tests.scaling import surfaces
 
@@ -58,14 +58,14 @@ def test_optima_are_those_of_the_law_and_say_how_far_they_reach(found):
 def test_the_same_table_gives_the_same_files(table, found, tmp_path):
     again = fit.run(table, fit.Options(num_bootstraps=500))
     for folder, one in (("a", found), ("b", again)):
-        fit.write(one, tmp_path / folder)
-    text = [(tmp_path / f / fit.FILE).read_text() for f in "ab"]
+        files.write(one.record, one.draws, tmp_path / folder)
+    text = [(tmp_path / f / files.FILE).read_text() for f in "ab"]
     assert text[0] == text[1]
-    record, draws, law = fit.load(tmp_path / "a")
+    record, draws, law = files.load(tmp_path / "a")
     assert record == found.record
     np.testing.assert_array_equal(draws["approach3"], found.draws["approach3"])
     np.testing.assert_array_equal(
-        fit.theta(record["approach3"], law),
+        files.theta(record["approach3"], law),
         [record["approach3"][name] for name in ("E", "A", "B", "alpha", "beta")],
     )
 
@@ -75,8 +75,8 @@ def test_a_fixed_floor_stays_where_it_is(table, tmp_path):
     assert found.record["approach3"]["E"] == 1.69
     low, high = found.record["approach3"]["ci"]["alpha"]
     assert low < TRUTH["alpha"] < high
-    fit.write(found, tmp_path)
-    record, draws, law = fit.load(tmp_path)
+    files.write(found.record, found.draws, tmp_path)
+    record, draws, law = files.load(tmp_path)
     assert law.names == ("A", "B", "alpha", "beta")
     assert draws["approach3"].shape == (100, 4)
     assert "E 1.69 (held)" in "\n".join(show.lines(record))
@@ -211,20 +211,6 @@ def test_the_known_entropy_of_the_source_is_held_beside_the_floor(tmp_path):
     found = fit.run(file, fit.Options(num_bootstraps=200))
     assert found.record["bayes"]["is_inside_ci"] is False
     assert "OUTSIDE its interval" in "\n".join(show.lines(found.record))
-
-
-def test_a_folder_that_is_no_fit_is_refused(found, tmp_path):
-    def load(folder):
-        with pytest.raises(UserError) as error:
-            fit.load(folder)
-        return str(error.value)
-
-    assert load(tmp_path).startswith("--fit must be a folder with fit.json")
-    fit.write(found, tmp_path)
-    (tmp_path / fit.DRAWS).write_bytes(b"")
-    assert load(tmp_path).startswith("--fit must have its draws")
-    (tmp_path / fit.FILE).write_text('{"format": 99}')
-    assert "must be a fit of format 1" in load(tmp_path)
 
 
 # ---- the text

@@ -116,7 +116,7 @@ def test_the_flat_range_ends_where_the_loss_is_up_by_the_tolerance(name):
     columns, theta = OTHERS[name]
     law = laws.LAWS[name]
     params, tokens = frontier.optimum(law, theta, 1e21, columns=columns)
-    limit = 1.005 * _loss(law, theta, params, tokens, columns)
+    limit = (1 + frontier.NEAR) * _loss(law, theta, params, tokens, columns)
     low, high = frontier.flat_range(law, theta, 1e21, columns=columns)
     assert low < params < high
     for end in (low, high):
@@ -125,7 +125,8 @@ def test_the_flat_range_ends_where_the_loss_is_up_by_the_tolerance(name):
 
 
 def test_a_range_that_no_loss_leaves_ends_at_one_parameter_and_one_token():
-    low, high = frontier.flat_range(CHINCHILLA, THETA, 1e12, tolerance=1e6)
+    flat = THETA * [1e9, 1, 1, 1, 1]  # E is all of the loss
+    low, high = frontier.flat_range(CHINCHILLA, flat, 1e12)
     assert low == pytest.approx(1)
     assert high == pytest.approx(1e12 / 6)
 
@@ -145,58 +146,3 @@ def test_params_and_tokens_of_an_optimum_find_each_other(name):
 def test_a_law_without_optimum_has_no_tokens_for_params():
     theta = THETA * [1, 1, 1, -1, 1]
     assert np.isnan(frontier.tokens_of(CHINCHILLA, theta, 1e9))
-
-
-def test_tokens_for_a_loss_are_the_inverse_of_the_law():
-    a, alpha = THETA[[1, 3]]
-    params, tokens = np.array([1e8, 1e9]), np.array([3e10, 2e11])
-    loss = _loss(CHINCHILLA, THETA, params, tokens)
-    found = frontier.tokens_for_loss(CHINCHILLA, THETA, params, loss)
-    np.testing.assert_allclose(found, tokens, rtol=1e-12)
-    too_low = THETA[0] + a / params**alpha
-    np.testing.assert_array_equal(
-        frontier.tokens_for_loss(CHINCHILLA, THETA, params, too_low), [np.inf] * 2
-    )
-
-
-def test_a_smaller_model_costs_what_the_closed_form_says():
-    """de Vries: k_D = (1 - (k_N^-alpha - 1) (A/N^alpha) / (B/D^beta))^(-1/beta)."""
-    _, a, b, alpha, beta = THETA
-    params, tokens = frontier.optimum(CHINCHILLA, THETA, 1e21)
-    ratio = np.array([0.3, 0.5, 1.0, 2.0])
-    balance = (a / params**alpha) / (b / tokens**beta)
-    expected = (1 - (ratio**-alpha - 1) * balance) ** (-1 / beta)
-    found = frontier.overhead(CHINCHILLA, THETA, 1e21, ratio)
-    np.testing.assert_allclose(found["tokens_ratio"], expected, rtol=1e-10)
-    np.testing.assert_allclose(found["flops_ratio"], ratio * expected, rtol=1e-10)
-    assert np.isinf(frontier.overhead(CHINCHILLA, THETA, 1e21, 0.1)["flops_ratio"])
-
-
-def test_without_inference_the_cheapest_model_is_the_optimum():
-    params, tokens = frontier.optimum(CHINCHILLA, THETA, 1e21)
-    found = frontier.with_inference(CHINCHILLA, THETA, 1e21, 0)
-    np.testing.assert_allclose(found, (params, tokens), rtol=1e-6)
-
-
-def test_inference_is_cheapest_where_scipy_finds_it():
-    _, a, b, alpha, beta = THETA
-    served = np.array([1e11, 1e13])
-    params, tokens = frontier.with_inference(CHINCHILLA, THETA, 1e21, served)
-    best, longest = frontier.optimum(CHINCHILLA, THETA, 1e21)
-    loss = _loss(CHINCHILLA, THETA, best, longest)
-    found = _loss(CHINCHILLA, THETA, params, tokens)
-    np.testing.assert_allclose(found, [loss[0]] * 2, rtol=1e-12)
-    for i, use in enumerate(served):
-
-        def cost(ln_params, use=use):
-            params = np.exp(ln_params)
-            trained = (b / (loss[0] - THETA[0] - a / params**alpha)) ** (1 / beta)
-            return np.log(6 * params * trained + 2 * params * use)
-
-        least = np.log((a / (loss[0] - THETA[0])) ** (1 / alpha))
-        bounds = (least + 0.01, np.log(best))
-        expected = optimize.minimize_scalar(
-            cost, bounds=bounds, method="bounded", options={"xatol": 1e-10}
-        )
-        assert np.log(params[i]) == pytest.approx(expected.x, abs=2e-6)
-    assert (params < best).all() and (tokens > longest).all()

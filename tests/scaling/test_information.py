@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
+from fm_jax.errors import UserError
 from fm_jax.scaling import frontier, information, laws, solver
 
 LAW = laws.LAWS["chinchilla"]
@@ -51,26 +52,29 @@ def test_slopes_are_those_of_calculus():
     np.testing.assert_allclose(found, exact, rtol=1e-8)
 
 
-def test_the_covariance_is_the_inverse_of_the_information():
+def test_the_variance_is_that_of_the_inverse_of_the_information():
     columns = _design()
     slopes = information.jacobian(LAW, THETA, columns)
     scaled = slopes * THETA / 0.003  # or the inverse loses its digits
-    exact = np.linalg.inv(scaled.T @ scaled) * np.outer(THETA, THETA)
-    found = information.covariance(LAW, THETA, columns, 0.003)
-    np.testing.assert_allclose(found, exact, rtol=1e-6)
-    given = information.covariance(LAW, THETA, columns, 0.003, slopes=slopes)
-    np.testing.assert_array_equal(found, given)
+    covariance = np.linalg.inv(scaled.T @ scaled) * np.outer(THETA, THETA)
+    # Of a = beta / (alpha + beta), and of ln N* = (ln G) + a ln(C / 6).
+    _, a, b, alpha, beta = THETA
+    total = alpha + beta
+    of_a = np.array([0, 0, 0, -beta, alpha]) / total**2
+    ln_g = np.log(alpha * a / beta / b) / total
+    of_g = np.array([0, 1 / a, -1 / b, 1 / alpha - ln_g, -1 / beta - ln_g]) / total
+    found = information.optimum_sd(LAW, THETA, columns, 0.003, TARGET)
+    for name, gradient in (("a", of_a), ("params", of_g + of_a * np.log(TARGET / 6))):
+        expected = np.sqrt(gradient @ covariance @ gradient)
+        assert found[name] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("noise", [0.0003, 0.001])
 def test_least_squares_scatter_as_much_as_the_design_says(noise):
     columns = _design()
     draws = _fits(columns, noise, np.inf)
-    sd = np.sqrt(np.diag(information.covariance(LAW, THETA, columns, noise)))
-    # An sd from NUM fits is itself off by 1 / sqrt(2 NUM), 1.8 %; the rest is that A
-    # and B, whose logarithms are what is told, are not Gaussian.
-    logs = np.std(np.log(draws), axis=0)
-    np.testing.assert_allclose(logs, sd / THETA, rtol=0.06)
+    # An sd from NUM fits is itself off by 1 / sqrt(2 NUM), 1.8 %; the rest is that the
+    # estimates are not quite Gaussian.
     said = information.optimum_sd(LAW, THETA, columns, noise, TARGET)
     params, tokens = frontier.optimum(LAW, draws, TARGET)
     at = {"params": params[:, None], "tokens": tokens[:, None]}
@@ -149,22 +153,6 @@ def test_what_a_design_leaves_open_is_infinite(columns):
     assert found["params"] == found["tokens"] == found["a"] == np.inf
 
 
-def test_what_a_poor_design_does_tell_is_finite():
-    """One size tells beta and B, of whose term alone it sees a curve, and no others."""
-    columns = {"params": np.full(6, 1e8), "tokens": np.geomspace(1e9, 1e11, 6)}
-    sd = np.sqrt(np.diag(information.covariance(LAW, THETA, columns, 0.003)))
-    np.testing.assert_array_equal(np.isinf(sd), [True, True, False, True, False])
-    # The same as of E' + B / D^beta, the law that one size obeys.
-    _, _, b, _, beta = THETA
-    second = columns["tokens"] ** -beta
-    slopes = np.stack(
-        [np.ones(6), second, -b * second * np.log(columns["tokens"])], axis=1
-    )
-    slopes /= LAW.loss(THETA, columns)[:, None] * 0.003
-    expected = np.sqrt(np.diag(np.linalg.inv(slopes.T @ slopes)))[1:]
-    np.testing.assert_allclose(sd[[2, 4]], expected, rtol=1e-5)
-
-
 def test_a_held_parameter_makes_up_for_runs():
     columns = {"params": [1e8] * 4 + [2e8] * 4, "tokens": [1e9, 3e9, 9e9, 2e10] * 2}
     held = laws.fixed(LAW, E=THETA[0])
@@ -190,4 +178,26 @@ def test_laws_that_read_more_are_told_what_the_target_has():
 
 def test_noise_must_be_above_zero():
     with pytest.raises(ValueError, match=r"noise must be > 0; got 0\.0"):
-        information.covariance(LAW, THETA, _design(), 0.0)
+        information.optimum_sd(LAW, THETA, _design(), 0.0, TARGET)
+
+
+def _made(delta, space, sd=0.003):
+    return {
+        "options": {"delta": delta, "space": space},
+        "range": {"loss": [2.0, 8.0]},
+        "approach3": {"residual_sd": sd},
+    }
+
+
+def test_the_noise_of_a_run_is_inflated_by_the_objective():
+    inflation = information.inflation
+    found = information.run_noise(_made(1e-3, "log"))
+    assert found == 0.003 * inflation(0.003, 1e-3)
+    assert information.run_noise(_made(None, "log")) == 0.003  # JSON has no inf
+    assert information.run_noise(_made(None, "linear"), 0.01) == 0.01
+    # In nats a residual of ln loss is as large as the loss: 4, in the middle.
+    found = information.run_noise(_made(1e-3, "linear"))
+    assert found == pytest.approx(0.003 * inflation(0.012, 1e-3))
+    for sd in (0.0, None):
+        with pytest.raises(UserError, match=r"residual_sd of the fit must be > 0; got"):
+            information.run_noise(_made(1e-3, "log", sd))

@@ -22,7 +22,7 @@ def test_lines_of_draws_leave_out_what_is_not_there_and_count_the_rest():
     x, optima = rng.standard_normal(5), rng.standard_normal((3, 5, 2))
     optima[1, 2] = np.nan
     optima[2, :4] = np.nan
-    draws, num_refused = lines.of_draws(x, optima, np.ones((5, 2)))
+    draws, num_refused = lines.of_draws(x, optima)
     assert num_refused == 1
     rest = np.array([0, 1, 3, 4])
     for draw, kept, which in zip(draws, optima, (np.arange(5), rest), strict=False):

@@ -1,41 +1,25 @@
 """Tests of the procedure of Porian et al. against their published exponents."""
 
 import csv
-import json
-import pathlib
 
 import numpy as np
 import pytest
 
-from fm_jax.errors import UserError
-from fm_jax.scaling import porian
+from tests.scaling import porian
+from tests.scaling.isoflops import DATA, expected, load
 
-DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "scaling"
 GROUPS = [
     "rw-base-long-kaplan-kaplan-train", "rw-base-long-kaplan-standard-val",
     "rw-base-short-kaplan-standard-val", "rw-base-short-chinchilla-standard-val",
     "rw-tuned-short-const-standard-val", "rw-base-long-kaplan-attention-train",
     "rw-base-short-kaplan-attention-train", "rw-base-short-chinchilla-attention-train",
     "rw-tuned-short-const-attention-train", "rw-tuned-long-const-kaplan-train",
-]  # fmt: skip  # fmt: skip
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def table():
-    file = DATA / "porian_rw_isoflop.csv"
-    if not file.is_file():
-        pytest.skip("the published table in shared/data/scaling is not there")
-    with open(file) as lines:
-        rows = list(csv.DictReader(lines))
-    return {
-        name: np.array([row[name] for row in rows], str if name == "group" else float)
-        for name in ("params", "flops", "loss", "group")
-    }
-
-
-def expected(name):
-    wanted = json.loads((DATA / "expected.json").read_text())[name]
-    return pytest.approx(wanted["expected"], rel=wanted["rtol"], abs=wanted["atol"])
+    return load("porian_rw_isoflop.csv")
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -76,9 +60,3 @@ def test_a_budget_with_its_minimum_at_an_edge_is_dropped():
     found = porian.fit(params, flops, loss=loss, sigma=0.002)
     assert found["dropped"] == [flops[0]]
     assert len(found["budgets"]) == 5
-
-
-def test_budgets_without_a_minimum_inside_are_refused():
-    params, flops, loss = valleys(0.45, off=3.0)
-    with pytest.raises(UserError, match="minimum inside must be at least 2; got 0"):
-        porian.fit(params, flops, loss=loss, sigma=0.0)

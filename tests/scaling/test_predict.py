@@ -10,6 +10,7 @@ import pytest
 from fm_jax.errors import UserError
 from fm_jax.scaling import fit as fits
 from fm_jax.scaling import frontier, laws, predict
+from tests.scaling import surfaces
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 EPOCH = ROOT.parent / "shared" / "data" / "scaling" / "chinchilla_epoch.csv"
@@ -19,7 +20,8 @@ NUM = 400
 
 
 def _record(theta, law=LAW):
-    return {"law": law.name} | dict(zip(law.names, map(float, theta), strict=True))
+    values = dict(zip(law.names, map(float, theta), strict=True))
+    return {"law": law.name, "residual_sd": 0.01} | values
 
 
 def _fit():
@@ -29,11 +31,12 @@ def _fit():
     ends = {
         "params": [1e7, 1e10],
         "tokens": [1e9, 1e12],
-        "flops": [1e18, 1e22],
+        "flops": [1.5e18, 1.5e22],  # as a table may count them
+        "flops_6nd": [1e18, 1e22],
     }
     fit = {
         "inputs": {"count": "total"},
-        "range": ends,
+        "range": ends | {"flops_ratio": 1.5},
         "approach3": _record(THETA),
         "approach2": {
             "a": 0.5,
@@ -46,10 +49,16 @@ def _fit():
             | {
                 "range": {
                     name: [low / 2, high / 2] for name, (low, high) in ends.items()
-                }
+                },
+                "warnings": ["of its own"],
             }
         },
-        "warnings": ["few decades", "approach 2: few sizes"],
+        "warnings": [
+            "few decades",
+            "approach 1: no curves",
+            "approach 2: few sizes",
+            "approach 2: few budgets",
+        ],
     }
     spread = 1 + 0.01 * rng.standard_normal((NUM, 5))
     line = np.log([0.1, math.e**0.5, 1.6, math.e**0.5])
@@ -136,6 +145,7 @@ def test_the_other_count_has_a_fit_draws_and_range_of_its_own():
     assert found["count"] == "non_embedding"
     assert found["extrapolation"] == pytest.approx(2)
     assert found["approach2"] is None  # it is of the count that was fitted
+    assert found["warnings"][1:] == ["of its own"]
 
 
 def test_a_table_of_its_own_counts_as_it_is_told():
@@ -149,13 +159,13 @@ def test_a_table_of_its_own_counts_as_it_is_told():
     assert "N is as given, C = 6ND" in predict.lines(found)[0]
 
 
-def test_approach_2_stands_beside():
+def test_approach_2_stands_beside_at_the_flops_of_its_table():
     fit, draws, law = _fit()
     found = predict.predict(fit, draws, law, flops=1e20)["approach2"]
-    assert found["params"]["value"] == pytest.approx(0.1 * 1e10)
-    assert found["tokens"]["value"] == pytest.approx(1.6 * 1e10)
+    assert found["params"]["value"] == pytest.approx(0.1 * math.sqrt(1.5e20))
+    assert found["tokens"]["value"] == pytest.approx(1.6 * math.sqrt(1.5e20))
     line = draws["approach2"]
-    drawn = np.exp(line[:, 2] + line[:, 3] * np.log(1e20))
+    drawn = np.exp(line[:, 2] + line[:, 3] * np.log(1.5e20))
     ends = np.quantile(drawn, [0.025, 0.975])
     np.testing.assert_allclose(found["tokens"]["interval"], ends, rtol=1e-12)
     fit["approach2"] = {"skipped": "no budgets"}
@@ -202,9 +212,13 @@ def test_how_far_it_is_from_the_runs_is_said(asked, factor, said):
     assert all(w.startswith(s) for w, s in zip(ours, said, strict=True))
 
 
-def test_warnings_of_approach_2_come_with_its_numbers():
+def test_warnings_of_approach_2_are_one_line_beside_its_numbers():
     fit, draws, law = _fit()
-    assert len(predict.predict(fit, draws, law, flops=1e20)["warnings"]) == 2
+    said = predict.predict(fit, draws, law, flops=1e20)["warnings"]
+    assert said == [
+        "few decades",
+        "approach 2 has warnings of its own (2), in fit.json",
+    ]
     assert predict.predict(fit, draws, law, params=1e9)["warnings"] == ["few decades"]
 
 
@@ -246,8 +260,12 @@ def test_a_law_that_reads_more_is_told():
     found = predict.predict(fit, draws, law, **given)
     params, _ = frontier.optimum(law, theta, 1e22, columns={"unique_tokens": 1e9})
     assert found["params"]["value"] == pytest.approx(params, rel=1e-6)
-    with pytest.raises(UserError, match="must be told unique_tokens; got no value"):
+    missing = "must be told unique_tokens; .* Give --column=unique_tokens=NUMBER"
+    with pytest.raises(UserError, match=missing):
         predict.predict(fit, draws, law, flops=1e22)
+    given["columns"] = {"unique": 1e9}
+    with pytest.raises(UserError, match=r"--column must .*\(unique_tokens\); got uniq"):
+        predict.predict(fit, draws, law, **given)
     given["columns"] = {"unique_tokens": -1.0}
     with pytest.raises(UserError, match=r"unique_tokens must be > 0 .*; got -1\.0"):
         predict.predict(fit, draws, law, **given)
@@ -260,6 +278,10 @@ def test_a_law_that_reads_more_is_told():
         ({"flops": -1e20}, "--flops must be > 0 and finite; got -1e"),
         ({"flops": math.nan}, "--flops must be > 0 and finite; got nan"),
         ({"params": math.inf}, "--params must be > 0 and finite; got inf"),
+        ({"flops": 1e60}, r"from 1e\+09 to 1e\+30 FLOPs; got 1e\+60 for flops 1e"),
+        ({"flops": 3.0}, r"from 1e\+09 to 1e\+30 FLOPs; got 3 for flops 3"),
+        ({"params": 1e200, "tokens": 1e200}, "FLOPs; got inf for params 1e.200"),
+        ({"tokens": 1e30}, r"FLOPs; got \S+ for tokens 1e"),
         ({}, "predict must be given --flops, --params or --tokens, .*; got none"),
         ({"tokens_per_param": 20.0}, "must be given .*; got tokens_per_param 20"),
         (
@@ -297,6 +319,35 @@ def test_a_fit_without_a_law_or_an_optimum_is_refused():
         predict.predict(fit, draws, law, flops=1e21)
 
 
+def test_a_run_is_compared_with_no_optimum_where_there_is_none():
+    fit, draws, law = _fit()
+    fit["approach3"]["alpha"] = -0.3
+    draws["approach3"] = np.tile(THETA * [1, 1, 1, -1, 1], (NUM, 1))
+    found = predict.predict(fit, draws, law, flops=1e21, params=1e9)
+    assert found["flat_range"] is None
+    assert found["optimum"] is None
+    assert "nan" not in "\n".join(predict.lines(found))
+
+
+def test_flops_of_another_rule_change_no_prediction(tmp_path):
+    """A table whose flops are 9ND: both approaches, and how far it is, as with 6ND."""
+    columns = surfaces.isoflop(sizes=7)
+    asked = {"flops": 1e22}
+    made = []
+    for rule in (6, 9):
+        flops = rule * columns["params"] * columns["tokens"]
+        path = surfaces.write(tmp_path / f"{rule}.csv", columns | {"flops": flops})
+        fitted = fits.run(path, fits.Options(num_bootstraps=100))
+        made.append(predict.predict(fitted.record, fitted.draws, fitted.law, **asked))
+    six, nine = made
+    assert nine["extrapolation"] == pytest.approx(six["extrapolation"])
+    for name in ("params", "tokens"):
+        assert nine[name]["value"] == pytest.approx(six[name]["value"])
+        ours, theirs = nine["approach2"][name], six["approach2"][name]
+        assert ours["value"] == pytest.approx(theirs["value"], rel=1e-6)
+        assert ours["interval"] == pytest.approx(theirs["interval"], rel=1e-6)
+
+
 def test_epoch_s_points_give_the_published_ratios():
     """D/N of Hoffmann et al.'s points with its interval, as this data's readers did."""
     if not EPOCH.is_file():
@@ -313,3 +364,15 @@ def test_epoch_s_points_give_the_published_ratios():
         assert found["value"] == pytest.approx(value, abs=0.05)
         # The ends are themselves known to some 3 % from 4,000 resamples.
         assert found["interval"] == pytest.approx([low, high], rel=0.05)
+
+
+def test_a_run_has_the_spread_of_the_draws_and_of_its_own_noise():
+    losses = np.full(20_001, 2.0)  # draws that agree: what is left is the noise
+    low, high = predict.of_a_run(losses, {"residual_sd": 0.01})
+    assert np.log([low / 2, high / 2]) == pytest.approx([-0.0196, 0.0196], abs=6e-4)
+    fit, draws, law = _fit()
+    found = predict.predict(fit, draws, law, flops=1e20)
+    (low, high), (inner, outer) = (
+        found["loss"][name] for name in ("of_a_run", "interval")
+    )
+    assert low < inner < outer < high

@@ -42,12 +42,13 @@ def _draws(columns, *, seed, delta=np.inf):
 
 
 def _fit(columns, delta=np.inf):
-    ends = [float(columns["params"].min()), float(columns["params"].max())]
+    low, high = float(columns["params"].min()), float(columns["params"].max())
+    ends = {"params": [low, high], "tokens": [5 * low, 120 * high]}
     return {
-        "range": {"params": ends},
+        "range": ends | {"loss": [2.0, 4.0]},
         "approach3": {"residual_sd": NOISE},
         # As JSON has it: there is no inf.
-        "options": {"delta": None if math.isinf(delta) else delta},
+        "options": {"delta": None if math.isinf(delta) else delta, "space": "log"},
     }
 
 
@@ -110,7 +111,8 @@ def test_other_designs_of_the_same_compute_do_worse_and_as_promised(found):
 
 
 @pytest.mark.parametrize("budget", [3e17, 1e20])
-def test_what_other_designs_tell_is_what_the_information_says(budget):
+def test_what_other_designs_tell_is_what_the_information_says(budget, monkeypatch):
+    monkeypatch.setattr(suggest, "_RUN_CHARGE", 1)
     columns = _design()
     said = suggest.suggest(
         _fit(columns),
@@ -118,7 +120,6 @@ def test_what_other_designs_tell_is_what_the_information_says(budget):
         LAW,
         target_flops=TARGET,
         budget_flops=budget,
-        run_charge=1,
     )
 
     def sd(columns):
@@ -156,7 +157,8 @@ def test_one_noisy_fit_with_a_bootstrap_suggests_runs_that_help():
         assert after < 0.7 * before
 
 
-def test_the_first_run_is_the_best_single_one_by_the_information():
+def test_the_first_run_is_the_best_single_one_by_the_information(monkeypatch):
+    monkeypatch.setattr(suggest, "_RUN_CHARGE", 0)
     columns = _design()
     said = suggest.suggest(
         _fit(columns),
@@ -166,7 +168,6 @@ def test_the_first_run_is_the_best_single_one_by_the_information():
         budget_flops=BUDGET,
         max_runs=1,
         top_share=0,
-        run_charge=0,
     )
     chosen = said["runs"][0]
 
@@ -196,16 +197,14 @@ def test_the_limits_hold(found):
         target_flops=TARGET,
         budget_flops=BUDGET,
         max_runs=5,
-        max_repeats=1,
-        tokens_per_param=(10, 40),
         params_factor=2.0,
         top_share=0.5,
     )
     runs = said["runs"]
     assert len(runs) <= 5
-    places = {(run["params"], run["tokens"]) for run in runs}
-    assert len(places) == len(runs)
-    assert all(9.999 < run["tokens_per_param"] < 40.001 for run in runs)
+    places = [(run["params"], run["tokens"]) for run in runs]
+    assert max(map(places.count, places)) <= 2
+    assert all(4.999 < run["tokens_per_param"] < 120.001 for run in runs)
     low, high = columns["params"].min() / 2.002, columns["params"].max() * 2.002
     assert all(low < run["params"] < high for run in runs)
     for each in (said, found):
@@ -218,7 +217,9 @@ def test_the_limits_hold(found):
         assert sds == sorted(sds, reverse=True)
 
 
-def test_the_largest_compute_has_its_share():
+def test_the_largest_compute_has_its_share(monkeypatch):
+    # With a charge, small runs would not be all that is wanted besides.
+    monkeypatch.setattr(suggest, "_RUN_CHARGE", 0)
     columns = _design()
     draws = _draws(columns, seed=0)
     for share in (0.25, 0.5):
@@ -229,7 +230,6 @@ def test_the_largest_compute_has_its_share():
             target_flops=TARGET,
             budget_flops=BUDGET,
             top_share=share,
-            run_charge=0,  # or small runs would not be all that is wanted
         )
         costs = np.array([run["flops"] for run in said["runs"]])
         top = costs[costs > costs.max() / 2]
@@ -264,37 +264,31 @@ def test_a_line_of_runs_smaller_than_any_is_no_alternative():
     assert any("not within the limits" in text for text in suggest.lines(said))
 
 
-def test_the_sizes_that_can_be_had_are_kept_to():
+def test_a_charge_for_each_run_buys_a_smaller_sd_for_more_compute(monkeypatch):
     columns = _design()
-    sizes = [7.3e6, 5.1e7, 2.9e8, 9e11]
-    said = suggest.suggest(
-        _fit(columns),
-        _draws(columns, seed=0),
-        LAW,
-        target_flops=TARGET,
-        budget_flops=BUDGET,
-        sizes=sizes,
-    )
-    assert {run["params"] for run in said["runs"]} <= set(sizes[:3])
-
-
-def test_a_charge_for_each_run_buys_a_smaller_sd_for_more_compute():
-    columns = _design()
-    draws = _draws(columns, seed=0)
-    cheap, dear = (
-        suggest.suggest(
-            _fit(columns),
-            draws,
-            LAW,
-            target_flops=TARGET,
-            budget_flops=BUDGET,
-            top_share=0,
-            run_charge=charge,
-        )
-        for charge in (0, 1)
-    )
+    draws, made = _draws(columns, seed=0), []
+    for charge in (0, 1):
+        monkeypatch.setattr(suggest, "_RUN_CHARGE", charge)
+        given = {"target_flops": TARGET, "budget_flops": BUDGET, "top_share": 0}
+        made.append(suggest.suggest(_fit(columns), draws, LAW, **given))
+    cheap, dear = made
     assert cheap["spent_flops"] < 0.05 * dear["spent_flops"]
     assert dear["sd_after"] < 0.9 * cheap["sd_after"]
+
+
+def test_a_law_that_reads_more_is_told():
+    columns, law = _design(), laws.LAWS["data_constrained"]
+    theta = np.array([1.8690, 521.2, 1488.0, 0.35266, 0.35266, 15.387756, 5.309743])
+    draws = theta * (1 + 0.01 * np.random.default_rng(0).standard_normal((120, 7)))
+    given = {"target_flops": TARGET, "budget_flops": BUDGET}
+    missing = "must be told unique_tokens; .* Give --column=unique_tokens=NUMBER"
+    with pytest.raises(UserError, match=missing):
+        suggest.suggest(_fit(columns), draws, law, **given)
+    unique = {"unique_tokens": 1e10}
+    said = suggest.suggest(_fit(columns), draws, law, **given, columns=unique)
+    params, _ = frontier.optimum(law, draws, TARGET, columns=unique)
+    assert said["params_median"] == pytest.approx(np.median(params))
+    assert said["sd_after"] < said["sd_before"]
 
 
 def test_intervals_shrink_with_the_sd_about_the_median(found):
@@ -336,17 +330,13 @@ def test_draws_without_an_optimum_are_said():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"target_flops": 0.0}, "target_flops must be > 0 and finite; got 0.0"),
-        ({"budget_flops": math.inf}, "budget_flops must be > 0 and finite; got inf"),
+        ({"target_flops": 0.0}, "target_flops must be from 1e+09 to 1e+30 FLOPs; got"),
+        ({"budget_flops": math.inf}, "budget_flops must be from 1e.* FLOPs; got inf"),
         ({"max_runs": 0}, "max_runs must be >= 1; got 0"),
-        ({"max_repeats": 0}, "max_repeats must be >= 1; got 0"),
         ({"top_share": 1.5}, "top_share must be from 0 to 1; got 1.5"),
-        ({"run_charge": -1.0}, "run_charge must be >= 0; got -1.0"),
         ({"params_factor": 0.5}, "params_factor must be >= 1; got 0.5"),
-        ({"tokens_per_param": (9, 9)}, "tokens_per_param must be two rising numbers"),
         ({"noise": 0.0}, "noise must be > 0 and finite; got 0.0"),
         ({"budget_flops": 1e10}, "the budget must pay for a run; got 1e+10 FLOPs"),
-        ({"sizes": [1.0]}, "sizes must be within .* parameters; got 1"),
     ],
 )
 def test_what_cannot_be_is_refused(changed, message):
@@ -363,9 +353,17 @@ def test_a_fit_that_says_too_little_is_refused():
     given = {"target_flops": TARGET, "budget_flops": BUDGET}
     with pytest.raises(UserError, match="must have 100 draws with an optimum"):
         suggest.suggest(_fit(columns), draws, LAW, **given)
+
+
+def test_no_run_is_shorter_than_those_fitted(found):
+    columns = _design()
     fit = _fit(columns)
-    fit["approach3"]["residual_sd"] = 0.0
-    with pytest.raises(
-        UserError, match=r"residual_sd of the fit must be > 0; got 0\.0"
-    ):
+    fit["range"]["tokens"][0] = shortest = float(np.median(columns["tokens"]))
+    given = {"target_flops": TARGET, "budget_flops": BUDGET}
+    draws = _draws(columns, seed=0)
+    made = suggest.suggest(fit, draws, LAW, **given)
+    assert min(run["tokens"] for run in found["runs"]) < shortest
+    assert min(run["tokens"] for run in made["runs"]) >= shortest
+    fit["range"]["tokens"][0] = 1e30
+    with pytest.raises(UserError, match="must pay for a run"):
         suggest.suggest(fit, draws, LAW, **given)

@@ -26,18 +26,6 @@ def test_a_polynomial_valley_is_that_of_least_squares(method, degree):
         assert height == pytest.approx(curve(best), abs=1e-12)
 
 
-@pytest.mark.parametrize(("method", "degree"), [("parabola", 2), ("cubic", 3)])
-def test_weights_count_rows_as_often_as_they_say(method, degree):
-    rng = np.random.default_rng(1)
-    x = np.sort(rng.uniform(18, 23, 9))
-    y = 3 + 0.05 * (x - 20.6) ** 2 + 0.01 * rng.standard_normal(9)
-    weights = rng.integers(1, 4, (5, 9)).astype(float)
-    at, _, _ = valleys.minima(x, y[None], method, weights)
-    for row, lowest in zip(weights.astype(int), at, strict=True):
-        again, _, _ = valleys.minima(np.repeat(x, row), np.repeat(y, row)[None], method)
-        assert lowest == pytest.approx(again[0], abs=1e-8)
-
-
 def test_akima_finds_the_lowest_point_of_its_spline_to_the_grid():
     from scipy import interpolate, optimize
 
@@ -68,3 +56,20 @@ def test_noise_of_few_residuals_leans_on_the_median_of_all():
     wild = valleys.moderated_sds(np.append(squares, 100.0), np.full(401, 3))
     assert wild[:-1] == pytest.approx(sds, rel=0.02)
     assert wild[-1] > 3
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.4, 1.0])
+def test_noise_that_names_share_is_told_from_the_rest(shared):
+    rng = np.random.default_rng(4)
+    x, names = np.linspace(-2, 2, 400), np.arange(400)
+    common = np.sqrt(shared) * rng.standard_normal(400)
+    used = []
+    for sd in (0.01, 0.02, 0.04):
+        own = np.sqrt(1 - shared) * rng.standard_normal(400)
+        used.append(([x, -x], 3 + x**2 + sd * (common + own)))
+    sds, correlation = valleys.noise(used, "parabola", [names] * 3)
+    assert sds == pytest.approx([0.01, 0.02, 0.04], rel=0.1)
+    assert correlation == pytest.approx(shared, abs=0.06)
+    # Nothing is shared by rows of one slice alone, or by all of each.
+    for apart in ([names, names + 400, names + 800], [np.zeros(400)] * 3):
+        assert valleys.noise(used, "parabola", apart)[1] == 0

@@ -81,3 +81,39 @@ def test_memory_is_the_state_and_grows_with_what_is_kept():
     assert costs.memory_bytes(configs.check(raw)) == costs.memory_bytes(config)
     raw["model"]["remat"] = "full"
     assert costs.memory_bytes(configs.check(raw)) < costs.memory_bytes(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "changed", "compiled"),
+    [  # what fm plan --topology=h100:1 has for a device in all
+        ("quickstart", 4096, {}, 472e6),
+        ("gpt2_pretrain", 50257, {"remat": "names"}, 9.66e9),
+        ("gpt2_pretrain", 50257, {"remat": "full"}, 7.26e9),
+        ("gpt2_pretrain", 50257, {"remat": "none"}, 84.3e9),
+    ],
+)
+def test_memory_is_within_a_factor_two_of_what_is_compiled(
+    name, vocab_size, changed, compiled
+):
+    raw = configfile.load(str(ROOT / "configs" / f"{name}.py")).to_dict()
+    raw["model"] |= {"vocab_size": vocab_size, **changed}
+    assert 0.5 < costs.memory_bytes(configs.check(raw)) / compiled < 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({"every": 0, "keep": 3}, 1),  # the end alone
+        ({"every": 30, "keep": 3}, 3),
+        ({"every": 60, "keep": 3}, 2),
+        ({"every": 10, "keep": 1, "keep_every": 20}, 6),  # 20 to 100 of them its own
+    ],
+)
+def test_the_disk_holds_the_checkpoints_that_stay(changed, kept):
+    raw = configfile.load(str(ROOT / "configs" / "quickstart.py")).to_dict()
+    raw["model"]["vocab_size"] = 512
+    raw["checkpoint"] |= {"keep_best": 0, "keep_every": 0} | changed
+    raw["train"]["ema_decay"] = 0.5
+    config = configs.check(raw)
+    state = 16 * counts.params(config.model).total  # weight, average, two moments
+    assert costs.disk_bytes(config, 110, 100) == kept * state

@@ -111,26 +111,6 @@ def test_replicates_are_of_the_smallest_size_alone():
         (16, 0), (16, 1), (16, 2), (24, 0)]  # fmt: skip
 
 
-@pytest.mark.parametrize("decay", [0.1, 0.2, 0.5])
-@pytest.mark.parametrize(
-    "horizons", [(100, 200, 400, 800), (97, 331, 1009), (50, 75), (1000,), (7, 11, 301)]
-)
-def test_branches_begin_at_checkpoints_and_are_close_to_their_horizons(horizons, decay):
-    unit, ends = designs.branch_steps(horizons, decay)
-    for (step, steps), asked in zip(ends, horizons, strict=True):
-        assert step % unit == 0
-        assert 0 < step < steps
-        assert steps == pytest.approx(asked, rel=0.03, abs=1.6)
-        assert abs(step - (1 - decay) * steps) <= 0.5 + 1e-9
-    assert ends[0][0] / unit <= 25
-
-
-def test_horizons_that_double_need_no_checkpoint_between():
-    unit, ends = designs.branch_steps((100, 200, 400), 0.2)
-    assert unit == 80
-    assert ends == [(80, 100), (160, 200), (320, 400)]
-
-
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

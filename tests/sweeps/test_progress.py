@@ -25,6 +25,14 @@ def test_a_change_of_state_is_said_once():
     ]
 
 
+def test_what_was_so_before_is_not_said():
+    said = []
+    view = progress.View(said.append, is_terminal=False)
+    view.skip(_lines("done", "waiting"))
+    view.update(_lines("done", "running"), 59.2)
+    assert [line.split(",")[0] for line in said] == ["[1/2] run1 running"]
+
+
 def test_a_terminal_shows_running_runs_first_and_few_of_many(capsys):
     lines = _lines(*["done"] * 20, "running", *["waiting"] * 5)
     drawn = progress._drawn(lines, 10.0)

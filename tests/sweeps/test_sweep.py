@@ -70,8 +70,14 @@ def test_base_has_exactly_the_keys_of_the_dataclasses_each_with_a_comment():
         ),
         (
             {"base__optimizer__learning_rate": 0.0},
-            "config.base must be a run's config: config.optimizer.learning_rate",
+            "^config.base.optimizer.learning_rate must be > 0; got 0.0",
         ),
+        (
+            {"base__model__num_heads": 3},
+            "^base.model.embed_dim must divide by base.model.num_heads; got 32 and 3. "
+            "Change one, or set --config.base.model.head_dim",
+        ),
+        ({"base__model__embd_dim": 3}, "^config.base.model key must be .*'embed_dim'"),
         (
             {"base__data__source": "text", "base__data__tokenizer": "my.json"},
             "config.base.model.vocab_size must be given for data.tokenizer='my.json'",

@@ -20,7 +20,7 @@ def _sweep(name="tiny_isoflop", design=(), base=()):
 
 
 def _files(folder):
-    return {p.name: p.read_text() for p in folder.iterdir()}
+    return {p.name: p.read_text() for p in folder.iterdir() if p.is_file()}
 
 
 def test_a_plan_is_read_back_as_it_was_made(tmp_path):
@@ -66,7 +66,7 @@ def test_another_sweep_is_refused_with_what_differs(tmp_path):
         workdir.write(other, tmp_path)
     said = str(caught.value)
     assert "--workdir must be this sweep's" in said
-    assert "base.optimizer.learning_rate: 0.004 there, 0.005 here" in said
+    assert "base.optimizer.learning_rate: 0.02 there, 0.005 here" in said
     assert "log.every" not in said
     assert _files(tmp_path) == before
 
@@ -86,6 +86,14 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     with pytest.raises(UserError, match=r"must be a sweep or an empty folder; got"):
         workdir.write(_sweep(), tmp_path)
     assert _files(tmp_path) == {"thesis.tex": "mine"}
+
+
+@pytest.mark.parametrize("name", workdir.FOLDERS)
+def test_a_file_where_a_folder_must_be_is_told(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} must be a folder or free to be one"):
+        workdir.write(_sweep(), tmp_path)
+    assert _files(tmp_path) == {name: "mine"}
 
 
 def test_a_folder_without_a_plan_is_no_sweep(tmp_path):

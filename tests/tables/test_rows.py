@@ -75,6 +75,12 @@ def test_a_run_that_failed_by_diverging_is_diverged_without_a_row_that_says_so(
     assert (found.rows[-1]["status"], found.failed) == ("diverged", [])
 
 
+def test_a_run_that_failed_after_a_result_is_listed_as_failed(tmp_path):
+    runfolders.run(tmp_path / "a", [row("a", 40)], FAILED="OSError: the disk is full")
+    found = rows.collect(tmp_path)
+    assert (found.rows[-1]["status"], found.failed) == ("final", ["a"])
+
+
 def test_a_run_id_in_two_folders_is_refused(tmp_path):
     for name in ("a", "copy"):
         runfolders.run(tmp_path / name, [row("a", 40)])

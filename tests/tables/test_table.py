@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fm_jax.errors import UserError
-from fm_jax.tables import table
+from fm_jax.tables import rows, table
 from tests.tables import runfolders
 from tests.tables.runfolders import row
 
@@ -215,9 +215,33 @@ def test_a_budget_or_flops_that_cannot_be_is_refused(tmp_path):
              _csv(tmp_path, head.format("is_final")))  # fmt: skip
 
 
-def test_small_models_all_are_doubted(tmp_path):
-    points = table.read(_csv(tmp_path, "params,tokens,loss\n70,1400,2\n7,140,3\n"))
-    assert points.record["notes"] == ["params are below 1000: are they in millions?"]
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ("70,1400", ["flops are below 1e9: are params and tokens in millions?"]),
+        ("7000,1400", ["flops are below 1e9: are params and tokens in millions?"]),
+        ("70,1.4e9", ["params are below 1000: are they in millions?"]),
+        ("7000,1.4e5", []),
+    ],
+)
+def test_units_that_are_rarely_meant_are_doubted(tmp_path, sizes, said):
+    points = table.read(_csv(tmp_path, f"params,tokens,loss\n{sizes},2\n"))
+    assert points.record["notes"] == said
+
+
+def test_a_table_with_counts_alone_has_the_one_that_is_asked_for(tmp_path):
+    text = "params_total,params_matmul,tokens,loss\n9e6,7e6,2e8,3\n"
+    file = _csv(tmp_path, text)
+    for count, params in (("total", 9e6), ("matmul", 7e6)):
+        points = table.read(file, count=count)
+        assert points.params.tolist() == [params]
+        assert points.record["count"] == count
+        assert points.record["counts"] == ["total", "matmul"]
+    file = _csv(tmp_path, text.replace("params_total", "params"))
+    assert table.read(file).record["count"] == "as given"
+    assert table.read(file, count="matmul").params.tolist() == [7e6]
+    file = _csv(tmp_path, text.replace("params_total", "size"))
+    _refused("--map=params=size", file)
 
 
 @pytest.mark.parametrize(
@@ -264,8 +288,8 @@ def test_a_sweep_gives_its_finished_runs(tmp_path):
     assert (record["rows_read"], record["rows"], record["format"]) == (10, 4, 1)
     assert record["counts"] == ["total", "non_embedding", "matmul"]
     names = ("a", "b", "blown", "c", "c-again", "stopped", "trunk")
-    rows = b"".join((tmp_path / "runs" / n / "table.jsonl").read_bytes() for n in names)
-    assert record["sha256"] == hashlib.sha256(rows).hexdigest()
+    read = b"".join((tmp_path / "runs" / n / "table.jsonl").read_bytes() for n in names)
+    assert record["sha256"] == hashlib.sha256(read).hexdigest()
     assert json.loads(json.dumps(record)) == record
 
 
@@ -284,24 +308,35 @@ def test_a_branch_of_a_branch_belongs_to_the_trunk_even_if_that_is_not_there(tmp
     assert table.read(tmp_path).cluster.tolist() == ["gone", "gone", "c"]
 
 
-def test_curves_keep_all_rows_but_those_of_diverged_runs(tmp_path):
+def test_curves_keep_all_rows_but_those_that_diverged(tmp_path):
     runfolders.sweep(tmp_path)
     points = table.read(tmp_path, curves=True)
     assert points.run.tolist() == [
-        "a", "a", "b", "c", "c-again", "stopped", "trunk", "trunk"
+        "a", "a", "b", "blown", "c", "c-again", "stopped", "trunk", "trunk"
     ]  # fmt: skip
     assert points.is_final.sum() == 4
-    assert points.extra["step"].tolist() == [30, 40, 40, 40, 40, 10, 20, 30]
+    assert points.extra["step"].tolist() == [30, 40, 40, 10, 40, 40, 10, 20, 30]
+
+
+def test_a_result_from_before_a_longer_run_diverged_holds(tmp_path):
+    made = [row("a", 40, loss=3.0), row("a", 50, steps=80)]
+    made += [row("a", 70, steps=80), row("a", 60, steps=80, status="diverged")]
+    runfolders.run(tmp_path / "a", made, FAILED="DivergedError: nan")
+    points = table.read(tmp_path)
+    assert points.loss.tolist() == [3.0]
+    assert points.record["diverged"] == ["a"]
+    points = table.read(tmp_path, curves=True)
+    assert points.extra["step"].tolist() == [40, 50]
 
 
 def test_a_run_that_went_on_after_it_diverged_is_no_longer_diverged(tmp_path):
-    rows = [
+    made = [
         row("a", 10),
         row("a", 30, loss=9.0),
         row("a", 35, status="diverged", loss=None),
     ]
-    rows += [row("a", 20), row("a", 30, loss=4.0), row("a", 40, loss=3.75)]
-    runfolders.run(tmp_path / "a", rows)
+    made += [row("a", 20), row("a", 30, loss=4.0), row("a", 40, loss=3.75)]
+    runfolders.run(tmp_path / "a", made)
     points = table.read(tmp_path, curves=True)
     assert points.record["diverged"] == []
     assert points.extra["step"].tolist() == [10, 20, 30, 40]
@@ -337,7 +372,7 @@ def test_count_and_flops_choose_among_what_the_table_has(tmp_path):
 )  # fmt: skip
 def test_the_collected_table_gives_what_the_folder_gives(tmp_path, kind, options):
     runfolders.sweep(tmp_path)
-    table.write(tmp_path, table.collect(tmp_path))
+    rows.write(tmp_path, rows.collect(tmp_path).rows)
     points = table.read(tmp_path / f"table.{kind}", **options)
     _same(table.read(tmp_path, **options), points)
     assert points.record["diverged"] == ["blown"]
@@ -351,7 +386,7 @@ def test_one_run_and_its_file_are_tables_too(tmp_path):
 
 
 def test_a_newer_table_is_refused(tmp_path):
-    table.write(tmp_path, [row("a", 40)])
+    rows.write(tmp_path, [row("a", 40)])
     file = tmp_path / "table.csv"
     file.write_text(file.read_text().replace("\n1,a,", "\n2,a,"))
     _refused("must have format 1 of the run table; got 2. Read it with", file)

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from fm_jax import errors
 from fm_jax.scaling import lines, resamples, valleys
 
 SD_FLOOR = 0.33  # of the mean spacing of sizes
@@ -48,11 +47,6 @@ def fit(
         plain.append(point[0])
         valid.append(drawn[fine])
         sds.append(max(drawn[fine].std(), floor) * num_draws / fine.sum())
-    if len(budgets) < 2:
-        raise errors.UserError(
-            "the budgets with a minimum inside must be at least 2; "
-            f"got {len(budgets)}. Widen the range of sizes of each budget"
-        )
     log_c, weights = np.log(budgets), 1 / np.square(sds)
     medians = np.array([np.median(v) for v in valid])
     coefficient, exponent = lines.line(log_c, medians, weights)

@@ -107,6 +107,8 @@ def dry_run(
         "(an estimate)",
         f"memory   {max(one.memory_bytes for one in runs) / 1e6:,.0f} MB at most in "
         "one run (an estimate; fm plan compiles and knows)",
+        f"disk     {sum(one.disk_bytes for one in runs) / 1e6:,.0f} MB of checkpoints "
+        "stay",
         *expected(sweep, runs, fit),
         *(f"note     {remark}" for remark in plans.remarks(sweep, runs)),
     ]

@@ -154,6 +154,6 @@ def test_a_mistake_is_one_line_and_exit_2(table, folder, capsys, argv, said):
 def test_a_dry_run_shows_every_run_and_what_to_expect(capsys, tmp_path):
     said = _said(capsys, "sweep", "--config=configs/sweeps/tiny_isoflop.py",
                  "--dry_run", f"--workdir={tmp_path / 'none'}")  # fmt: skip
-    for word in ("compute", "time", "memory", "expect"):
+    for word in ("compute", "time", "memory", "disk", "expect"):
         assert f"\n{word} " in said
     assert not (tmp_path / "none").exists()

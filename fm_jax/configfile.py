@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from fm_jax.errors import UserError, unknown
+from fm_jax.runs import Run
 
 BASE = Path(__file__).parent.parent / "configs" / "base.py"
 DURATIONS = ("steps", "tokens", "epochs", "tokens_per_param")
 DURATION_KEYS = tuple(f"train.{name}" for name in DURATIONS)
-# What may differ when a run goes on: where and how often, how long, on which mesh, and
-# how a step fits its memory, which changes rounding alone.
+# What may differ when a run goes on: where and how often, how long, on which mesh, how
+# a step fits its memory, which changes rounding alone, and where the run that it began
+# from lies by now: which one that was, its record says.
 MAY_CHANGE = (
     "checkpoint.",
     "eval.",
@@ -24,6 +26,7 @@ MAY_CHANGE = (
     "mesh.",
     "sample.",
     "data.cache_dir",
+    "init.from",
     "model.remat",
     "train.accumulation",
     "train.compile_cache",
@@ -55,7 +58,7 @@ def load(path: str) -> Any:
                 f"--config must be a config file or a run; got {name!r}, whose JSON "
                 "holds no config."
             )
-        return config_dict.ConfigDict(_tupled(record["config"]))
+        return config_dict.ConfigDict(_filled(record["config"]))
     if file.suffix != ".py":
         raise UserError(f"--config must be a .py or .json file; got {name!r}.")
     module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
@@ -83,6 +86,26 @@ def load(path: str) -> Any:
 def load_base() -> dict:
     """Return the nested dict of every key's default."""
     return load(str(BASE)).to_dict()
+
+
+def read_run(run: Run) -> dict[str, Any]:
+    """Return config.json of a run, what is newer than the run at its default.
+
+    Raises UserError when there is none to read.
+    """
+    record = run.read_config()
+    config, resolved = _filled(record["config"]), record["resolved"]
+    resolved = {"run_id": run_id(run.path, config), "init": None} | resolved
+    resolved["model"] = config["model"] | resolved["model"]
+    return record | {"config": config, "resolved": resolved}
+
+
+def run_id(path: Path, raw: dict, init: dict | None = None) -> str:
+    """Return what a new run in folder `path` is called among all runs.
+
+    init: what its record keeps of the run that it begins from.
+    """
+    return f"{path.resolve().name}-{fingerprint(raw | {'began': init or {}})[:8]}"
 
 
 def read_json(path: Path) -> dict:
@@ -122,14 +145,29 @@ def may_change(key: str) -> bool:
 
 
 def fingerprint(raw: dict, *, with_duration: bool = False) -> str:
-    """Return a digest of the keys that may not change, and of how long if asked."""
+    """Return a digest of the keys that may not change.
+
+    with_duration: also of how long and from where, which tell two new runs apart.
+    """
+    asked = (*DURATION_KEYS, "init.from") if with_duration else ()
     fixed = {
         key: value
         for key, value in flat(raw).items()
-        if not may_change(key) or (with_duration and key in DURATION_KEYS)
+        if not may_change(key) or key in asked
     }
     text = json.dumps(fixed, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _filled(config: dict) -> dict:
+    """Return a written config with the keys that it lacks at their defaults."""
+    base = load_base()
+    return _tupled(
+        {
+            name: base.get(name, {}) | keys if isinstance(keys, dict) else keys
+            for name, keys in (base | config).items()
+        }
+    )
 
 
 def _tupled(value: Any) -> Any:

@@ -11,6 +11,13 @@ class UserError(ValueError):
 class DivergedError(RuntimeError):
     """Training left the finite numbers: exit status 76, so that nothing restarts it."""
 
+    def __init__(self, name: str, value: float, step: int):
+        super().__init__(
+            f"{name} must stay finite; got {value} at step {step}. Begin another run "
+            "with a lower optimizer.learning_rate, or with optimizer.clip_norm=1."
+        )
+        self.step = step
+
 
 class OutOfMemoryError(RuntimeError):
     """A device or the host was full: exit status 1, with the table of what it held."""

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from fm_jax import configfile
 from fm_jax.errors import UserError
+from fm_jax.runs import Run
 
 VARIANTS = """
 from ml_collections import ConfigDict
@@ -54,12 +56,47 @@ def test_what_follows_the_colon_is_given_to_get_config(write):
 def test_a_run_gives_the_config_that_it_was_begun_with(write, tmp_path):
     config = {"model": {"num_layers": 3}, "data": {"paths": ["a"], "rules": [["b", 0]]}}
     file = write(json.dumps({"config": config, "history": []}), "config.json")
-    expected = {
-        "model": {"num_layers": 3},
-        "data": {"paths": ("a",), "rules": (("b", 0),)},
-    }
+    # What it lacks is newer than the run, and stands at its default.
+    expected = configfile.load_base()
+    expected["model"] |= {"num_layers": 3}
+    expected["data"] |= {"paths": ("a",), "rules": (("b", 0),)}
     assert configfile.load(file).to_dict() == expected
     assert configfile.load(str(tmp_path)).to_dict() == expected
+
+
+def test_an_older_run_is_read_with_what_is_newer_at_its_default(tmp_path):
+    base = configfile.load_base()
+    full = base | {"train": base["train"] | {"steps": 3}}
+    older = {name: keys for name, keys in full.items() if name not in ("init", "log")}
+    older["model"] = {k: v for k, v in full["model"].items() if k != "qk_norm"}
+    run = Run(tmp_path / "old")
+    run.begin()
+    record = {"config": older, "history": [], "changed_from_base": {}, "data": {}}
+    resolved = {"steps": 3, "model": {"embed_dim": 9}}
+    run.write_config(record | {"resolved": resolved})
+    found = configfile.read_run(run)
+    assert found["config"] == full
+    assert found["resolved"] == {
+        "run_id": f"old-{configfile.fingerprint(full)[:8]}",
+        "init": None,
+        "steps": 3,
+        "model": full["model"] | {"embed_dim": 9},
+    }
+    kept = {"run_id": "first-12345678", "init": {"step": 4}}
+    run.write_config(record | {"resolved": resolved | kept})
+    assert found["resolved"] | kept == configfile.read_run(run)["resolved"]
+
+
+def test_a_run_is_called_by_its_folder_its_config_and_its_beginning(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    plain = configfile.run_id(Path("."), RAW)
+    assert plain == configfile.run_id(tmp_path / "here", RAW)
+    assert plain == f"here-{configfile.fingerprint(RAW)[:8]}"
+    begun = {configfile.run_id(Path("."), RAW, {"step": n}) for n in (1, 2)}
+    assert len({plain, *begun}) == 3
 
 
 def test_the_written_config_of_base_loads_as_it_was(write):
@@ -206,6 +243,7 @@ def test_a_config_does_not_differ_from_itself_read_back_as_json():
         ("mesh.fsdp", 2),
         ("sample.prompt", "x"),
         ("data.cache_dir", "/c"),
+        ("init.from", "runs/a@3"),
         ("train.compile_cache", ""),
         ("train.steps", 20),
         ("train.tokens", 1e6),
@@ -236,12 +274,22 @@ def test_every_other_key_is_in_the_fingerprint(key, value):
     assert configfile.fingerprint(_with(key, value)) != configfile.fingerprint(RAW)
 
 
+@pytest.mark.parametrize("key, value", [("train.steps", 20), ("init.from", "runs/a")])
+def test_new_runs_are_told_apart_by_how_long_and_from_where(key, value):
+    new, old = (
+        configfile.fingerprint(raw, with_duration=True)
+        for raw in (_with(key, value), RAW)
+    )
+    assert new != old
+
+
 def test_only_these_keys_of_base_may_change():
     base = configfile.flat(configfile.load_base())
     free = {key for key in base if configfile.may_change(key)}
     sections = ("checkpoint", "eval", "log", "mesh", "sample")
     assert {key for key in free if key.split(".")[0] not in sections} == {
         "data.cache_dir",
+        "init.from",
         "model.remat",
         "model.remat_names",
         "train.accumulation",

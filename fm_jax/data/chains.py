@@ -43,20 +43,6 @@ class Tables:
     step_CZZ: np.ndarray
     emit_CZV: np.ndarray | None
 
-    def next_CZV(self) -> np.ndarray:
-        """Return the distribution of the symbol after one that a state gave."""
-        if self.emit_CZV is None:
-            return self.step_CZZ
-        return self.step_CZZ @ self.emit_CZV
-
-    def pair_VV(self) -> np.ndarray:
-        """Return the joint distribution of a symbol and the next, over all chains."""
-        next_CZV = self.next_CZV() / len(self.start_CZ)
-        if self.emit_CZV is None:
-            return np.einsum("cv,cvw->vw", self.start_CZ, next_CZV)
-        joint_CZV = self.start_CZ[..., None] * self.emit_CZV
-        return sum(a.T @ b for a, b in zip(joint_CZV, next_CZV, strict=True))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chain:
@@ -134,41 +120,19 @@ class Chain:
 
     # ---- what is known
 
-    def entropy_bounds(self) -> tuple[float, float]:
-        """Return bounds of the entropy rate, in nats per token, end ids among them.
+    def entropy_rate(self) -> float | None:
+        """Return the entropy rate in nats per token, end ids among them; exact.
 
-        It is the least loss of any model that sees a whole document up to a token. The
-        bounds are equal for one Markov chain. For the others they are those of the
-        second symbol given the first: with the state known from below, without it from
-        above (Cover & Thomas, 4.5); of a mixture of Markov chains no more can be
-        learnt in a document than which chain it comes from.
-        """
-        tables = self.tables
-        pair_VV = tables.pair_VV()
-        first = _entropy(pair_VV.sum(1))
-        unknown = _entropy(pair_VV.ravel()) - first
-        known = np.mean(np.sum(tables.start_CZ * _entropy(tables.next_CZV()), axis=1))
-        later = self.mean_length - 1  # symbols that follow another in the document
-        lower, upper = first + later * known, first + later * max(unknown, known)
-        if self.kind == "markov":
-            alone = np.mean(_entropy(tables.start_CZ)) + later * known
-            upper = min(upper, alone + np.log(self.num_components))
-        ends = self.mean_length * _entropy(np.array([self.hazard, 1 - self.hazard]))
-        tokens = self.mean_length + 1
-        return float((lower + ends) / tokens), float((upper + ends) / tokens)
-
-    def entropy_rate(self) -> float:
-        """Return the entropy rate of one Markov chain, in nats per token; exact.
-
-        Raises ValueError where there is no closed form.
+        It is the least loss of any model that sees a whole document up to a token.
+        None where there is no closed form: of all but one Markov chain.
         """
         if self.kind != "markov" or self.num_components > 1:
-            raise ValueError(
-                "entropy_rate must be asked of one Markov chain; got "
-                f"{self.num_components} of kind {self.kind}. Use entropy_bounds, or "
-                "the mean of bayes_nll over text."
-            )
-        return self.entropy_bounds()[0]
+            return None
+        start_V, step_VV = self.tables.start_CZ[0], self.tables.step_CZZ[0]
+        later = self.mean_length - 1  # symbols that follow another in the document
+        symbols = _entropy(start_V) + later * start_V @ _entropy(step_VV)
+        ends = self.mean_length * _entropy(np.array([self.hazard, 1 - self.hazard]))
+        return float((symbols + ends) / (self.mean_length + 1))
 
     def bayes_nll(
         self, tokens_BT: np.ndarray, targets_BT: np.ndarray, weights_BT: np.ndarray

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 LN2 = math.log(2)
-# Below the best possible loss by chance: of text that the source wrote, a gain of this
-# many nats has a probability of at most exp(-20), whatever the model.
+# Below the best possible loss by chance: of one Markov chain's text a gain of this many
+# nats has a probability of at most exp(-20), whatever the model. Of an hmm or several
+# chains that holds of one row alone: the rows of a long document are alike.
 CHANCE_NATS = 20
 CHANCE_ERRORS = 5  # standard errors: more than rounding makes of much text
 
@@ -54,10 +55,11 @@ def evaluate(
 
 
 def below_bayes(metrics: dict[str, float]) -> str:
-    """Return a line that says so where a loss is below the least, beyond chance.
+    """Return a line that says so where a loss is below the least by too much.
 
     "" where it is not, or the least loss is not known. One batch has no standard error:
-    then the nats alone decide.
+    then the nats alone decide. Of one Markov chain it is not chance; of other sources
+    standard errors take documents to be many, and shorter than a batch.
     """
     if "excess_loss" not in metrics:
         return ""
@@ -69,7 +71,9 @@ def below_bayes(metrics: dict[str, float]) -> str:
         "the held-out loss must not be below the source's Bayes loss; got "
         f"{metrics['loss']:.6f} against {metrics['bayes_loss']:.6f} nats/token, "
         f"{nats:,.0f} nats in all and {error:.2g} nats/token of standard error. "
-        "This is a bug of evaluation, or held-out text has leaked into training."
+        "Held-out text has leaked into training, or evaluation has a bug; or, of an "
+        "hmm or several chains, it is chance: where documents are few or longer than "
+        "a batch."
     )
 
 

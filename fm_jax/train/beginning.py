@@ -64,7 +64,7 @@ def find(config: configs.Config, tokenizer: Tokenizer) -> Beginning | None:
         name, step = given, "latest"
     run = Run(Path(name).expanduser())
     try:
-        record = run.read_config()
+        record = configfile.read_run(run)
     except UserError as error:
         raise UserError(f"config.init.from must be RUN[@STEP]; {error}") from error
     if record["data"]["tokenizer"] != tokenizer.fingerprint:

@@ -44,7 +44,7 @@ def run(
 ) -> Any:
     """Return the state after steps `start` to `stop`.
 
-    Raises DivergedError when a step's loss or gradient norm is not finite.
+    Raises DivergedError when a number of a step is not finite.
     """
     pending: tuple[int, dict] | None = None
     for step in range(start + 1, stop + 1):
@@ -66,13 +66,9 @@ def _read(pending, hooks) -> None:
         return
     step, metrics = pending
     numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    for name in ("train/loss", "grads/norm"):
+    for name in ("train/loss", *numbers):
         if not math.isfinite(numbers[name]):
-            raise DivergedError(
-                f"{name} must stay finite; got {numbers[name]} at step {step}. The "
-                "state after it was not saved. Begin another run with a lower "
-                "optimizer.learning_rate, or with optimizer.clip_norm=1."
-            )
+            raise DivergedError(name, numbers[name], step)
     hooks.on_metrics(step, numbers)
 
 

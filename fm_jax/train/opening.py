@@ -25,11 +25,12 @@ def earlier_record(run: Run, raw: dict) -> dict | None:
     run.check_free()
     if not run.exists():
         return None
-    record = run.read_config()
+    record = configfile.read_run(run)
     changed = {
         key: pair
         for key, pair in configfile.difference(record["config"], raw).items()
-        if not configfile.may_change(key)
+        # A folder may have moved; a random beginning is no folder.
+        if not configfile.may_change(key) or (key == "init.from" and not all(pair))
     }
     if changed:
         shown = "; ".join(
@@ -118,15 +119,15 @@ def record(
     data: Data,
     command: list[str],
     earlier: dict | None,
-    name: str,
+    path: Path,
     init: dict | None,
 ) -> dict:
     """Return config.json: every key, what follows from them, and each start so far.
 
-    name: of the run's folder; init: what it keeps of the run that it began from.
+    path: the run's folder; init: what it keeps of the run that it began from.
     """
     raw = parts.config.raw
-    digest = configfile.fingerprint(raw)
+    run_id = configfile.run_id(path, raw, init)
     start = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -136,13 +137,14 @@ def record(
         "mesh": dict(parts.layout.mesh.shape),
     }
     if earlier:
+        run_id = earlier["resolved"]["run_id"]  # rows of the table bear it
         start["changed"] = configfile.difference(earlier["config"], raw)
     return {
         "config": raw,
-        "fingerprint": digest,
+        "fingerprint": configfile.fingerprint(raw),
         "changed_from_base": configfile.difference(configfile.load_base(), raw),
         "resolved": {
-            "run_id": f"{name}-{digest[:8]}",
+            "run_id": run_id,
             "init": init,
             "steps": parts.num_steps,
             "model": dataclasses.asdict(parts.config.model),
@@ -162,11 +164,13 @@ def plan(parts: Parts, data: Data, run: Run) -> list[str]:
     tokens = parts.num_steps * parts.tokens_per_step
     corpus = len(data.train.store) - 1
     held_out = data.eval.store
+    rate = data.chain.entropy_rate() if data.chain else None
+    known = "" if rate is None else f"; entropy rate {rate:.4f} nats/token"
     return [
         f"model   {params.total:,} parameters ({params.non_embedding:,} without "
         f"embedding and head), {config.model.vocab_size:,} ids",
         f"data    {corpus:,} tokens to train on, {len(held_out) - 1:,} held out "
-        f"({held_out.num_bytes:,} bytes)",
+        f"({held_out.num_bytes:,} bytes){known}",
         f"plan    {parts.num_steps:,} steps of {config.train.batch_size} x "
         f"{config.data.max_length} tokens = {tokens:,} tokens "
         f"({tokens / corpus:.2f} epochs, {tokens / params.total:.2f} per parameter), "

@@ -39,8 +39,8 @@ def load(path: Path, step: str = "latest") -> Restored:
     Raises UserError when there is no such run or step.
     """
     run = Run(path)
-    record = run.read_config()
-    config = configs.check(configfile.load(str(path / "config.json")).to_dict())
+    record = configfile.read_run(run)
+    config = configs.check(record["config"])
     tokenizer = tokenizers.load(
         path / "tokenizer.json", end_token=config.data.end_token
     )

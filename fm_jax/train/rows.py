@@ -27,8 +27,6 @@ class Table:
         self.step = 0
         self.began = time.monotonic()
         run.mend(schema.FILE)
-        earlier = [row["wall_seconds"] for row in run.rows(schema.FILE)]
-        self.seconds_before = max(earlier, default=0.0)
 
     def note(self, step: int, numbers: dict[str, float]) -> None:
         """Keep the numbers of a step for the row that may come after it."""
@@ -39,16 +37,26 @@ class Table:
         is_final = step == self.parts.num_steps
         self._append(step, "final" if is_final else "running", held_out)
 
-    def diverged(self) -> None:
-        """Append the row that says that the run ended without a number."""
-        self._append(self.step + 1, "diverged", {})
+    def diverged(self, step: int) -> None:
+        """Append the row that says that the run ended at `step` without a number."""
+        self._append(step, "diverged", {})
+
+    def _noted(self, step: int) -> dict[str, float]:
+        """Return the numbers of a step, those that an earlier start wrote too."""
+        if step == self.step:
+            return self.last
+        found = {}
+        for row in self.run.rows():
+            if row["step"] == step:
+                found |= row
+        return found
 
     def _append(self, step: int, status: str, held_out: dict[str, float]) -> None:
         parts, config = self.parts, self.parts.config
         params = counts.params(config.model)
         tokens = beginning.tokens_at(step, parts.tokens_per_step, self.resolved["init"])
         corpus = len(self.data.train.store) - 1
-        init = self.resolved["init"] or {}
+        init, noted = self.resolved["init"] or {}, self._noted(step)
         warmup = max(1, round(config.schedule.warmup_fraction * parts.num_steps))
         row = schema.row(
             run_id=self.resolved["run_id"],
@@ -75,21 +83,21 @@ class Table:
             flops_6n_non_embedding=6.0 * params.non_embedding * tokens,
             flops_6n_matmul=6.0 * params.matmul * tokens,
             learning_rate=config.optimizer.learning_rate,
-            learning_rate_now=self.last.get("optimizer/learning_rate"),
+            learning_rate_now=noted.get("optimizer/learning_rate"),
             schedule=config.schedule.name,
             schedule_fraction=step / parts.num_steps,
             is_final=step == parts.num_steps,
             warmup_tokens=warmup * parts.tokens_per_step,
             beta2=config.optimizer.beta2,
             weight_decay=config.optimizer.weight_decay,
-            train_loss=self.last.get("train/loss"),
+            train_loss=noted.get("train/loss"),
             loss=held_out.get("loss"),
             loss_se=held_out.get("loss_se"),
             bits_per_byte=held_out.get("bits_per_byte"),
             bayes_loss=held_out.get("bayes_loss"),
             tokenizer=self.data.tokenizer.fingerprint,
             dataset=self.data.train.store.path.name,
-            wall_seconds=self.seconds_before + time.monotonic() - self.began,
+            wall_seconds=time.monotonic() - self.began,
             device=jax.devices()[0].device_kind,
             num_devices=jax.device_count(),
             embed_dim=config.model.embed_dim,

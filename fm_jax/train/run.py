@@ -1,6 +1,7 @@
 """One training run, from a checked config to a finished run folder."""
 
 import contextlib
+import math
 import shlex
 import statistics
 import sys
@@ -27,7 +28,7 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
     """Train, or go on training, the run in `workdir`; return it when it is done.
 
     Raises UserError for what the user can mend, before a device is touched where that
-    can be; DivergedError when the loss is no longer finite. Once the run has begun, the
+    can be; DivergedError when a loss is no longer finite. Once the run has begun, the
     reason is left in its folder. All processes of a cluster call this; process 0 alone
     writes the folder, apart from checkpoints, which all write together.
     """
@@ -64,9 +65,11 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
         opening.refuse_no_steps(parts.num_steps, begins)
     together.on_main(lambda: opening.require_room(run.path, size_bytes(parts.abstract)))
     init = begins.record() if begins else None
+    # A run that still trains may have saved again while they looked.
+    together.agree("what config.init.from names", init or {})
     if saved:
         init = earlier["resolved"]["init"]
-    record = opening.record(parts, data, command, earlier, run.path.name, init)
+    record = opening.record(parts, data, command, earlier, run.path, init)
 
     with contextlib.ExitStack() as stack:
         together.on_main(lambda: stack.enter_context(run.held()))
@@ -87,7 +90,7 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
                 )
             with contextlib.suppress(UserError):
                 if isinstance(error, DivergedError):
-                    table.diverged()
+                    table.diverged(error.step)
                 if not run.done_step():
                     run.write("FAILED", f"{type(error).__name__}: {error}\n")
             raise error
@@ -159,7 +162,7 @@ class _Trainer:
                 ),
             )
             self.progress.close()
-            final = self._evaluate(state, max_batches=0)
+            final = self._evaluate(parts.num_steps, state, max_batches=0)
             with self.clock.phase("checkpoint"):
                 saved.wait()
         self._sample(state)
@@ -205,7 +208,7 @@ class _Trainer:
     def _evaluate_and_save(self, step, state, saved) -> None:
         row = {}
         if self._evaluates(step):
-            numbers = self._evaluate(state, self.config.eval.max_batches)
+            numbers = self._evaluate(step, state, self.config.eval.max_batches)
             row = self._row("eval", numbers)
             self.run.append({"step": step, **row})
             if step < self.parts.num_steps:
@@ -214,6 +217,8 @@ class _Trainer:
                 f"step {step}: held-out loss {numbers['loss']:.4f} nats/token, "
                 f"{numbers['bits_per_byte']:.4f} bits/byte{_above_bayes(numbers)}"
             )
+        elif self._saves(step):
+            self._evaluate(step, state, 1)  # what has no loss is not worth saving
         if self._saves(step):
             with self.clock.phase("checkpoint"):
                 measured = {"eval/loss": row["eval/loss"]} if row else None
@@ -257,9 +262,15 @@ class _Trainer:
         )
         self._say(f"first step after {self.startup['total']:.1f} s: {shown}")
 
-    def _evaluate(self, state: TrainState, max_batches: int) -> dict[str, float]:
+    def _evaluate(
+        self, step: int, state: TrainState, max_batches: int
+    ) -> dict[str, float]:
+        """Return held-out metrics; raises DivergedError: an update may show here first.
+
+        max_batches: 0 for all held-out text.
+        """
         with self.clock.phase("eval"):
-            return likelihood.evaluate(
+            numbers = likelihood.evaluate(
                 self.parts.eval_step,
                 state.weights(),
                 compose.eval_batches(self.parts, self.data, max_batches),
@@ -267,14 +278,15 @@ class _Trainer:
                     self.data, self.config.eval.batch_size, max_batches=max_batches
                 ),
             )
+        if not math.isfinite(numbers["loss"]):
+            raise DivergedError("the held-out loss", numbers["loss"], step)
+        return numbers
 
     def _row(self, split: str, numbers: dict[str, float]) -> dict[str, float]:
-        """Return held-out metrics as a row's; say so where a bug is sure."""
-        row = {f"{split}/{name}": value for name, value in numbers.items()}
+        """Return held-out metrics as a row's; say so where they are too good."""
         if said := likelihood.below_bayes(numbers):
             self._say(f"WARNING: {said}")
-            row["excess/below_bayes"] = 1
-        return row
+        return {f"{split}/{name}": value for name, value in numbers.items()}
 
     # ---- the end
 

@@ -202,38 +202,11 @@ def test_the_entropy_rate_is_that_of_a_sum_over_all_documents(num_symbols):
     chain = make(num_components=1, num_symbols=num_symbols, mean_length=1 / 0.98)
     per_token = document_entropy(chain, 6) / (1 + chain.mean_length)
     assert chain.entropy_rate() == pytest.approx(per_token, rel=1e-8)
-    lower, upper = chain.entropy_bounds()
-    assert upper == pytest.approx(lower, rel=1e-13)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(4))
-def test_the_entropy_rate_lies_between_its_bounds(kind, seed):
-    chain = make(kind, seed=seed, num_states=2, concentration=0.3, mean_length=1 / 0.8)
-    lower, upper = chain.entropy_bounds()
-    # A document is longer with a chance of 2e-6, and has then a dozen nats at most.
-    per_token = document_entropy(chain, 8) / (1 + chain.mean_length)
-    assert lower < upper
-    assert lower - 2e-5 < per_token < upper
-
-
-def test_a_mixture_of_markov_chains_is_bounded_by_what_there_is_to_learn():
-    one, many = (
-        make(num_symbols=40, mean_length=200.0, num_components=n) for n in (1, 5)
-    )
-    lower, upper = many.entropy_bounds()
-    assert upper - lower <= math.log(5) / 201
-    assert one.entropy_bounds()[0] == one.entropy_rate()
 
 
 @pytest.mark.parametrize("kind, num_components", [("hmm", 1), ("markov", 2)])
-def test_an_entropy_rate_without_a_closed_form_is_refused(kind, num_components):
-    with pytest.raises(ValueError) as error:
-        make(kind, num_components=num_components).entropy_rate()
-    assert str(error.value) == (
-        f"entropy_rate must be asked of one Markov chain; got {num_components} of kind "
-        f"{kind}. Use entropy_bounds, or the mean of bayes_nll over text."
-    )
+def test_an_entropy_rate_without_a_closed_form_is_not_known(kind, num_components):
+    assert make(kind, num_components=num_components).entropy_rate() is None
 
 
 def mean_and_error(chain, nll_BT):
@@ -253,14 +226,10 @@ def test_text_has_the_entropy_that_the_chain_says(mean_length):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_of_the_others_has_an_entropy_between_the_bounds(kind):
+def test_a_longer_row_can_be_known_better(kind):
     chain = Chain(kind=kind, **SMALL | {"mean_length": 60.0})
     tokens, targets = windows_of(chain, 200_000, 512)
     nll_BT = chain.bayes_nll(tokens, targets, np.ones(tokens.shape))
-    mean, error = mean_and_error(chain, nll_BT)
-    lower, upper = chain.entropy_bounds()
-    assert lower - 4 * error < mean < upper + 4 * error
-    # A longer row can be known better.
     shorter = [x[:, :256].reshape(-1, 8) for x in (tokens, targets)]
     short_BT = chain.bayes_nll(*shorter, np.ones(shorter[0].shape))
     assert short_BT.mean() > nll_BT[:, :256].mean() + 0.01

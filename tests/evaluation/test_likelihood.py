@@ -145,10 +145,11 @@ def test_a_loss_below_the_best_beyond_chance_is_told():
     assert likelihood.below_bayes(found) == (
         "the held-out loss must not be below the source's Bayes loss; got 1.970000 "
         "against 2.000000 nats/token, 90 nats in all and 0.00058 nats/token of "
-        "standard error. This is a bug of evaluation, or held-out text has leaked "
-        "into training."
+        "standard error. Held-out text has leaked into training, or evaluation has a "
+        "bug; or, of an hmm or several chains, it is chance: where documents are few "
+        "or longer than a batch."
     )
-    assert likelihood.below_bayes(_metrics([0.03])).endswith("into training.")
+    assert likelihood.below_bayes(_metrics([0.03]))
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,9 @@ def environment() -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "COLUMNS": "200",
+        # Simulated devices share a pool, by default a thread for each: a device that
+        # waits in two collectives at once holds another's, and all wait for ever.
+        "PJRT_NPROC": "64",
     }
 
 

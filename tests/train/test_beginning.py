@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -99,15 +100,58 @@ def test_weights_alone_begin_a_run_at_step_zero(fm, tiny, trunk):
     row = list(Run(path).rows("table.jsonl"))[-1]
     assert (row["tokens"], row["branch_step"]) == (3 * 8 * 16, 20)
     # Its own checkpoint goes before the first weights: the other may be gone by now.
-    (trunk / "checkpoints").rename(trunk / "gone")
-    try:
-        done = fm("train", *flags, "--config.train.steps=5")
-        assert done.returncode == 0, done.stderr
-        assert "Going on from step 3" in done.stderr
-    finally:
-        (trunk / "gone").rename(trunk / "checkpoints")
+    done = fm("train", *flags, "--config.init.from=gone", "--config.train.steps=5")
+    assert done.returncode == 0, done.stderr
+    assert "Going on from step 3" in done.stderr
     record = json.loads((path / "config.json").read_text())
     assert record["resolved"]["init"]["step"] == 20
+    # But it is no run that began at random.
+    done = fm("train", *flags, "--config.init.from=", "--config.train.steps=6")
+    assert done.returncode == 2
+    assert "init.from: 'gone' there, '' here" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_branch_that_diverges_says_at_which_step(fm, tiny, trunk):
+    path = trunk.parent / "diverged"
+    done = fm("train", *tiny, *WSD, f"--config.init.from={trunk}@10",
+              "--config.init.optimizer=True", "--config.optimizer.learning_rate=1e38",
+              f"--workdir={path}")  # fmt: skip
+    assert done.returncode == 76, done.stderr
+    assert "at step 12." in done.stderr  # the first that sees the branch's update
+    (row,) = Run(path).rows("table.jsonl")
+    assert (row["status"], row["step"]) == ("diverged", 12)
+    assert row["train_loss"] is None
+
+
+@pytest.mark.slow
+def test_a_run_made_before_there_were_branches_is_read_begun_from_and_gone_on_with(
+    fm, tiny, trunk
+):
+    old = Run(trunk.parent / "old")
+    shutil.copytree(trunk, old.path)
+    record = old.read_config()
+    for section in ("init", "synthetic"):
+        del record["config"][section]
+    for name in ("run_id", "init"):
+        del record["resolved"][name]
+    old.write_config(record)
+    done = fm("generate", f"--run={old.path}", "--num_tokens=2")
+    assert done.returncode == 0, done.stderr
+    path = trunk.parent / "young"
+    done = fm("train", *tiny, f"--config.init.from={old.path}@15",
+              "--config.train.steps=1", f"--workdir={path}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = fm("train", *tiny, *WSD, "--config.schedule.decay_fraction=0",
+              "--config.checkpoint.keep_every=5", "--config.train.steps=21",
+              f"--workdir={old.path}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Going on from step 20" in done.stderr
+    resolved = old.read_config()["resolved"]
+    assert resolved["init"] is None
+    (row,) = Run(path).rows("table.jsonl")
+    assert (row["parent_id"], row["branch_step"]) == (resolved["run_id"], 15)
+    assert resolved["run_id"].startswith("old-")
 
 
 @pytest.mark.slow

@@ -296,6 +296,7 @@ COMMANDS = {
             "fix": ((), "hold a parameter of the law, as E=1.69; may be repeated"),
             "delta": (1e-3, "of the Huber loss; 0: absolute deviation, inf: squares"),
             "space": ("log", "residuals of ln loss (log) or of loss (linear)"),
+            "weight": ("", "a column that the runs' misfits are multiplied by"),
             "count": ("total", "of params: total, non_embedding or matmul"),
             "flops": ("auto", "6nd, exact, or auto: the table's own where it has them"),
             "map": ((), "a column under another name, as params=N; may be repeated"),

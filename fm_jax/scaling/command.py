@@ -20,6 +20,7 @@ def fit(flags: Any) -> None:
         flops=flags.flops,
         delta=flags.delta,
         space=flags.space,
+        weight=flags.weight,
         fixed=numbers(flags.fix, "--fix"),
         mapping=tuple(flags.map),
         exclude=tuple(flags.exclude),

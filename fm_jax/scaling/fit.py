@@ -38,6 +38,7 @@ class Options:
     flops: str = "auto"
     delta: float = 1e-3
     space: str = "log"
+    weight: str = ""
     fixed: dict[str, float] = dataclasses.field(default_factory=dict)
     mapping: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -92,7 +93,7 @@ def run(path: Path, options: Options) -> Fit:
         "duplicates": options.duplicates,
     }
     points = table.read(path, count=options.count, **reading)
-    asked = problem.of(points, law, delta=options.delta, space=options.space)
+    asked = _problem(points, law, options)
     kind = options.bootstrap
     if kind == "auto":
         kind = problem.choose_resampling(asked)
@@ -124,7 +125,9 @@ def run(path: Path, options: Options) -> Fit:
         "options": dataclasses.asdict(options)
         | {
             "bootstrap": kind,
-            "objective": problem.objective_name(options.delta, options.space),
+            "objective": problem.objective_name(
+                options.delta, options.space, options.weight
+            ),
         },
         "range": _range(points),
         "approach3": third,
@@ -149,6 +152,16 @@ def run(path: Path, options: Options) -> Fit:
     record |= _floor(points, third)
     record |= _sweep(path)
     return Fit(points, law, files.plain(record), kept)
+
+
+def _problem(points, law, options) -> problem.Problem:
+    return problem.of(
+        points,
+        law,
+        delta=options.delta,
+        space=options.space,
+        weight=options.weight,
+    )
 
 
 def _parametric(asked, kind, options) -> tuple[Any, np.ndarray, dict]:
@@ -243,7 +256,7 @@ def _by_count(path, points, law, kind, options, reading, kept) -> dict:
         if count == options.count:
             continue
         others = table.read(path, count=count, **reading)
-        asked = problem.of(others, law, delta=options.delta, space=options.space)
+        asked = _problem(others, law, options)
         fitted, draws, record = _parametric(asked, kind, options)
         record["replicate_sd"] = None
         optima = _optima(asked, fitted.theta, draws)
@@ -263,7 +276,7 @@ def _with_excluded(path, points, law, options, reading) -> list[dict]:
         return []
     try:
         whole = table.read(path, count=options.count, **(reading | {"exclude": ()}))
-        asked = problem.of(whole, law, delta=options.delta, space=options.space)
+        asked = _problem(whole, law, options)
     except UserError:  # no numbers, or twice the same: why they are excluded
         return []
     return [checks.row(asked, asked.fit().theta, "with the excluded rows")]

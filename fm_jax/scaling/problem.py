@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from fm_jax.errors import UserError
+from fm_jax.errors import UserError, unknown
 from fm_jax.scaling import resamples, solver
 from fm_jax.scaling.laws import Law
 from fm_jax.tables.table import Points
@@ -22,8 +22,9 @@ FEW_RUNS = 30  # below this, a resample of whole rows may leave a law unidentifi
 class Problem:
     """Losses [n] of runs, the law's columns [n] for them, and the objective.
 
-    The objective is the sum of Huber(`delta`) over residuals of ln loss, or of loss
-    where `space` is linear; delta 0 is least absolute deviation, inf least squares.
+    The objective is the sum, times `weights` [n], of Huber(`delta`) over residuals of
+    ln loss, or of loss where `space` is linear; delta 0 is least absolute deviation,
+    inf least squares.
     """
 
     law: Law
@@ -31,6 +32,7 @@ class Problem:
     loss: np.ndarray
     flops: np.ndarray
     clusters: np.ndarray
+    weights: np.ndarray
     delta: float
     space: str
 
@@ -68,12 +70,18 @@ class Problem:
             loss=self.loss[kept],
             flops=self.flops[kept],
             clusters=self.clusters[kept],
+            weights=self.weights[kept],
         )
 
     def fit(self) -> solver.Fitted:
         """Return the best parameters from many starts, with their certificate."""
         return solver.fit(
-            self.columns, self.loss, self.law, delta=self.delta, space=self.space
+            self.columns,
+            self.loss,
+            self.law,
+            delta=self.delta,
+            space=self.space,
+            weights=self.weights,
         )
 
     def draws(
@@ -90,13 +98,13 @@ class Problem:
     def refit(
         self, start: np.ndarray, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return parameters [R, P], objectives [R], converged [R] for weights."""
+        """Return parameters [R, P], objectives [R], converged [R] of resamples."""
         return solver.refit(
             self.columns,
             self.loss,
             self.law,
             start,
-            weights=weights,
+            weights=weights * self.weights,
             delta=self.delta,
             space=self.space,
         )
@@ -115,10 +123,13 @@ class Problem:
         return math.sqrt(squares / (len(self) - len(self.law.names)))
 
 
-def of(points: Points, law: Law, *, delta: float, space: str) -> Problem:
+def of(
+    points: Points, law: Law, *, delta: float, space: str, weight: str = ""
+) -> Problem:
     """Return the problem of fitting `law` to a table's runs.
 
-    Raises UserError when the table lacks what the law reads, or has too few runs.
+    weight: the column of the runs' weights; "": all alike. Raises UserError when the
+    table lacks what the law reads, or has too few runs.
     """
     columns = {}
     for name in law.columns:
@@ -138,6 +149,7 @@ def of(points: Points, law: Law, *, delta: float, space: str) -> Problem:
         loss=points.loss,
         flops=points.flops,
         clusters=points.cluster,
+        weights=_weights(points, weight),
         delta=delta,
         space=space,
     )
@@ -155,6 +167,21 @@ def of(points: Points, law: Law, *, delta: float, space: str) -> Problem:
     return made
 
 
+def _weights(points: Points, name: str) -> np.ndarray:
+    if not name:
+        return np.ones(len(points))
+    if name not in points.extra:
+        raise unknown("--weight", name, points.extra)
+    weights = points.extra[name]
+    wrong = ~(np.isfinite(weights) & (weights > 0))
+    if wrong.any():
+        raise UserError(
+            f"--weight={name} must be > 0 in each row; got {weights[wrong][0]:g}. "
+            "Exclude the row, or weight by another column."
+        )
+    return weights
+
+
 def choose_resampling(problem: Problem) -> str:
     """Return how to resample runs where the user does not say.
 
@@ -167,11 +194,12 @@ def choose_resampling(problem: Problem) -> str:
     return "bayesian_cluster" if num_clusters < FEW_RUNS else "cluster"
 
 
-def objective_name(delta: float, space: str) -> str:
+def objective_name(delta: float, space: str, weight: str = "") -> str:
     """Return the words for an objective."""
     of_what = "ln loss" if space == "log" else "loss"
+    weighted = f", weighted by {weight}" if weight else ""
     if delta == 0:
-        return f"least absolute deviation of {of_what}"
+        return f"least absolute deviation of {of_what}{weighted}"
     if math.isinf(delta):
-        return f"least squares of {of_what}"
-    return f"Huber({delta:g}) of {of_what}, summed"
+        return f"least squares of {of_what}{weighted}"
+    return f"Huber({delta:g}) of {of_what}, summed{weighted}"

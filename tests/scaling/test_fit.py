@@ -82,6 +82,28 @@ def test_a_fixed_floor_stays_where_it_is(table, tmp_path):
     assert "E 1.69 (held)" in "\n".join(show.lines(record))
 
 
+def test_a_weight_of_two_is_a_run_told_twice(tmp_path):
+    columns = surfaces.isoflop()
+    twice = np.arange(36) % 3 == 0
+    weighted = columns | {"w": 1.0 + twice}
+    again = {n: np.concatenate([c, c[twice]]) for n, c in columns.items()}
+    options = {"num_bootstraps": 100}
+    a = fit.run(
+        surfaces.write(tmp_path / "a.csv", weighted), fit.Options(weight="w", **options)
+    ).record["approach3"]
+    b = fit.run(
+        surfaces.write(tmp_path / "b.csv", again),
+        fit.Options(duplicates="keep", **options),
+    ).record["approach3"]
+    assert a["objective"] == pytest.approx(b["objective"], rel=1e-10)
+    for name in TRUTH:
+        assert a[name] == pytest.approx(b[name], rel=1e-6)
+    file = tmp_path / "a.csv"
+    assert _mistake(file, weight="v").startswith("--weight must be one of the known")
+    surfaces.write(file, weighted | {"w": 1.0 - twice})
+    assert _mistake(file, weight="w").startswith("--weight=w must be > 0 in each row")
+
+
 def test_options_that_cannot_be_are_refused_by_name(table):
     assert _mistake(table, space="cubic").startswith("--space must be")
     assert _mistake(table, bootstrap="boot").startswith("--bootstrap must be")

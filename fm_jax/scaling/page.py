@@ -208,7 +208,8 @@ def _optima(record: dict) -> str:
         bayes = record["bayes"]
         inside = "inside" if bayes["is_inside_ci"] else "outside"
         floor = (
-            f"<p>The source's own entropy is {bayes['loss']:.4f} nats per token; E is "
+            "<p>The best possible loss on this held-out text is "
+            f"{bayes['loss']:.4f} nats per token; E is "
             f"{bayes['difference']:+.4f} from it, {inside} its interval.</p>"
         )
     return ("<h2>Optimum</h2>" + _table(rows) if len(rows) > 1 else "") + floor

@@ -111,9 +111,9 @@ def _optima(record: dict) -> list[str]:
 def _floor(bayes: dict) -> str:
     inside = "inside" if bayes["is_inside_ci"] else "OUTSIDE"
     return (
-        f"the source's own entropy is {bayes['loss']:.4f} nats per token; E is "
-        f"{bayes['E']:.4f}, {bayes['difference']:+.4f} from it, which is {inside} its "
-        "interval"
+        f"the best possible loss on this held-out text is {bayes['loss']:.4f} nats per "
+        f"token; E is {bayes['E']:.4f}, {bayes['difference']:+.4f} from it, which is "
+        f"{inside} its interval"
     )
 
 

@@ -40,12 +40,18 @@ def write(record: dict[str, Any], draws: dict[str, np.ndarray], out: Path) -> No
     Run(out).write(FILE, json.dumps(record, indent=1) + "\n")
 
 
+def folder_of(path: Path) -> Path:
+    """Return the folder of a fit from its own path or that of its fit.json."""
+    path = Path(path).expanduser()
+    return path.parent if path.name == FILE else path
+
+
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], laws.Law]:
     """Return fit.json, the draws and the law of a folder that `write` made.
 
     Raises UserError when it is no such folder, or one of another format.
     """
-    folder = Path(folder).expanduser()
+    folder = folder_of(folder)
     if not (folder / FILE).is_file():
         raise UserError(
             f"--fit must be a folder with {FILE}; got {folder}. fm fit --out makes one."

@@ -52,7 +52,7 @@ def predict(flags: Any) -> None:
     from fm_jax.sweeps import labpage
     from fm_jax.sweeps import recipe as recipes
 
-    folder = Path(flags.fit).expanduser()
+    folder = files.folder_of(Path(flags.fit))
     record, draws, law = files.load(folder)
     found = predictions.predict(
         record,

@@ -19,7 +19,7 @@ DRAWS = {"approach3": np.arange(8.0).reshape(2, 4)}
 def test_what_is_written_is_read_back(tmp_path):
     files.write(RECORD, DRAWS, tmp_path / "new" / "folder")
     record, draws, law = files.load(tmp_path / "new" / "folder")
-    assert record == RECORD
+    assert record == files.load(tmp_path / "new" / "folder" / files.FILE)[0] == RECORD
     np.testing.assert_array_equal(draws["approach3"], DRAWS["approach3"])
     assert law.held == {"E": 1.7}
     assert files.theta(record["approach3"], law).tolist() == [1.0, 2.0, 0.3, 0.4]

@@ -41,6 +41,9 @@ def run(
         if devices_per_process:
             shared["JAX_PLATFORMS"] = "cpu"
             shared["JAX_NUM_CPU_DEVICES"] = str(devices_per_process)
+            # They share a pool, by default a thread for each: one that waits in two
+            # collectives at once holds another's, and all wait for ever.
+            shared["PJRT_NPROC"] = os.environ.get("PJRT_NPROC", "64")
         processes, passed_on, ended = [], [], queue.SimpleQueue()
         _pass_on(processes, passed_on)
         for index in range(num_processes):

@@ -15,6 +15,7 @@ def test_a_fit_and_its_prediction_say_the_same_of_a_compute():
     third = dict(zip(LAW.names, map(float, THETA), strict=True))
     fit = {"inputs": {"count": "total"}, "range": ends, "approach3": third}
     fit |= {"warnings": []}
+    third["residual_sd"] = 0.01
     found = predict.predict(fit, {"approach3": DRAWS}, LAW, flops=1e23)
     row = optimum.row(LAW, THETA, DRAWS, 1e23, largest=1e22)
     assert row["extrapolation"] == found["extrapolation"] == pytest.approx(10)

@@ -102,7 +102,7 @@ def run(path: Path, options: Options) -> Fit:
     third["replicate_sd"] = checks.replicate_sd(asked, list(settings.values()))
     tested = checks.held_out(asked, fitted.theta, draws, kind=kind, seed=options.seed)
     warnings = checks.warnings(asked, fitted, draws, tested)
-    optima = _optima(asked, fitted.theta, draws)
+    optima = _optima(asked, fitted.theta, draws, points)
     warnings += _about_draws(third, optima, asked, kind)
     sensitivity = checks.sensitivity(asked, fitted.theta)
     best = _best_of_places(asked)
@@ -238,9 +238,9 @@ def _by_envelope(path, points, options, reading):
     return found.record(), found.draws
 
 
-def _optima(asked, theta, draws) -> list[dict]:
+def _optima(asked, theta, draws, points) -> list[dict]:
     """Return the optimum with its intervals at and beyond the largest compute."""
-    largest = float(np.max(6 * asked.columns["params"] * asked.columns["tokens"]))
+    largest = float(np.max(6 * points.params * points.tokens))
     return [
         optimum.row(asked.law, theta, draws, largest * beyond, largest=largest)
         for beyond in BEYOND
@@ -256,10 +256,13 @@ def _by_count(path, points, law, kind, options, reading, kept) -> dict:
         if count == options.count:
             continue
         others = table.read(path, count=count, **reading)
-        asked = _problem(others, law, options)
+        try:
+            asked = _problem(others, law, options)
+        except UserError:  # one size by this count: nothing to tell by it
+            continue
         fitted, draws, record = _parametric(asked, kind, options)
         record["replicate_sd"] = None
-        optima = _optima(asked, fitted.theta, draws)
+        optima = _optima(asked, fitted.theta, draws, others)
         said = checks.warnings(asked, fitted, draws, [])
         found[count] = record | {
             "range": _range(others),

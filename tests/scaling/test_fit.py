@@ -128,6 +128,22 @@ def test_rows_that_cannot_be_read_may_be_excluded(tmp_path):
     assert found.record["sensitivity"][-1]["runs"] == 36
 
 
+def test_a_law_may_read_params_alone(tmp_path):
+    law = tmp_path / "size.py"
+    law.write_text(
+        'NAMES = ("E", "A", "alpha")\nCOLUMNS = ("params",)\n'
+        "def loss(theta, params):\n"
+        "    E, A, alpha = theta\n    return E + A / params**alpha\n"
+    )
+    columns = surfaces.isoflop()
+    columns["loss"] = 1.7 + 400 / columns["params"] ** 0.34
+    file = surfaces.write(tmp_path / "runs.csv", columns)
+    record = fit.run(file, fit.Options(num_bootstraps=100, law=str(law))).record
+    assert record["approach3"]["alpha"] == pytest.approx(0.34, rel=1e-4)
+    assert "reads params" in record["optima"][0]["skipped"]
+    assert show.lines(record)
+
+
 def test_a_table_without_curves_still_gives_its_law(tmp_path):
     columns = surfaces.isoflop()
     columns["run"] = np.full(36, "one")

@@ -11,10 +11,11 @@ import typing
 from typing import Any
 
 from fm_jax import configfile
-from fm_jax.data import chains, sources, tokenizers
+from fm_jax.corpora import chains, sources
 from fm_jax.errors import UserError, unknown
 from fm_jax.models.config import ModelConfig
 from fm_jax.sections import Config, TrainConfig
+from fm_jax.tokenizers import all as tokenizers
 
 # What the checks below demand of plain numbers; everything else has a check of its own.
 POSITIVE = (

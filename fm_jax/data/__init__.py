@@ -1,1 +1,1 @@
-"""From text to batches: sources, tokenizers, the token store, windows."""
+"""From documents to batches: the token store, windows, mixtures, the order."""

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from fm_jax.data.store import TokenStore
-from fm_jax.data.tokenizers import Tokenizer
 from fm_jax.errors import UserError
+from fm_jax.tokenizers.all import Tokenizer
 
 Batch = dict[str, np.ndarray]
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fm_jax.data import files
-from fm_jax.data.tokenizers import Tokenizer
+from fm_jax import caches
 from fm_jax.errors import UserError
+from fm_jax.tokenizers.all import Tokenizer
 
 FORMAT = 1
 SHARD_TOKENS = 1 << 28
@@ -82,9 +82,9 @@ def find_or_build(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / "stores" / name
     if not (path / "header.json").exists():
-        files.require(may_build, path)
+        caches.require(may_build, path)
         try:
-            with files.made_by_one(path):
+            with caches.made_by_one(path):
                 if not (path / "header.json").exists():
                     say(f"Building a token store in {path}")
                     _build(path, documents(), tokenizer, say)

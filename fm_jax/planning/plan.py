@@ -12,11 +12,11 @@ from fm_jax import config as configs
 from fm_jax.accelerators import Chip
 from fm_jax.compiled import estimates
 from fm_jax.compiled.estimates import Estimate
-from fm_jax.data import tokenizers
 from fm_jax.errors import UserError
 from fm_jax.models import counts
 from fm_jax.planning import topologies
 from fm_jax.planning.topologies import Topology
+from fm_jax.tokenizers import all as tokenizers
 from fm_jax.train import compose
 from fm_jax.train.compose import Parts
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from fm_jax import config as configs
 from fm_jax import configfile, trees
 from fm_jax.checkpoints import Checkpoints
-from fm_jax.data.tokenizers import Tokenizer
 from fm_jax.errors import UserError
 from fm_jax.models import zoo
 from fm_jax.models.config import ModelConfig
 from fm_jax.runs import Run
+from fm_jax.tokenizers.all import Tokenizer
 from fm_jax.train import restore
 from fm_jax.train.compose import Parts
 from fm_jax.train.step import TrainState

@@ -14,12 +14,14 @@ from fm_jax import checkpoints, meshes, optimizers, sharding
 from fm_jax import config as configs
 from fm_jax.accelerators import Chip
 from fm_jax.compiled import estimates
-from fm_jax.data import batches, sources, store, tokenizers
-from fm_jax.data.chains import Chain
+from fm_jax.corpora import sources
+from fm_jax.corpora.chains import Chain
+from fm_jax.data import batches, store
 from fm_jax.data.examples import Windows
-from fm_jax.data.tokenizers import Tokenizer
 from fm_jax.errors import UserError
 from fm_jax.models import counts, zoo
+from fm_jax.tokenizers import all as tokenizers
+from fm_jax.tokenizers.all import Tokenizer
 from fm_jax.train import step as steps
 
 

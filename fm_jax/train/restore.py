@@ -8,13 +8,13 @@ import jax
 from fm_jax import config as configs
 from fm_jax import configfile, meshes, sharding
 from fm_jax.checkpoints import Checkpoints, abstract_of
-from fm_jax.data import tokenizers
-from fm_jax.data.tokenizers import Tokenizer
 from fm_jax.errors import UserError
 from fm_jax.evaluation import likelihood
 from fm_jax.models import zoo
 from fm_jax.models.zoo import Model
 from fm_jax.runs import Run
+from fm_jax.tokenizers import all as tokenizers
+from fm_jax.tokenizers.all import Tokenizer
 from fm_jax.train import compose
 from fm_jax.train.step import make_eval_step
 

@@ -6,9 +6,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fm_jax.data import batches, store, tokenizers
+from fm_jax.data import batches, store
 from fm_jax.data.batches import EvalBatches, TrainBatches, permute
 from fm_jax.data.examples import Windows
+from fm_jax.tokenizers import all as tokenizers
 
 
 class Indices:

@@ -5,9 +5,10 @@ import pytest
 import tokenizers as library
 from tokenizers import models, normalizers, pre_tokenizers
 
-from fm_jax.data import store, tokenizers
+from fm_jax.data import store
 from fm_jax.data.examples import Windows
 from fm_jax.errors import UserError
+from fm_jax.tokenizers import all as tokenizers
 
 END = 256
 TEXTS = [

@@ -14,8 +14,10 @@ import pytest
 import tokenizers as library
 from tokenizers import models, normalizers, pre_tokenizers
 
-from fm_jax.data import sources, store, tokenizers
+from fm_jax.corpora import sources
+from fm_jax.data import store
 from fm_jax.errors import UserError
+from fm_jax.tokenizers import all as tokenizers
 
 BYTES = tokenizers.ByteTokenizer()
 TEXTS = ["abc", "d", "", "é\U0001f642", "fg\x00h"]
@@ -422,7 +424,8 @@ def test_a_cache_that_may_not_be_written_is_refused(tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(texts, tmp_path):
     program = f"""
         import pathlib, resource, signal
-        from fm_jax.data import store, tokenizers
+        from fm_jax.data import store
+        from fm_jax.tokenizers import all as tokenizers
         from fm_jax.errors import UserError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
@@ -459,7 +462,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(texts, tmp_path
 # Reads its documents, once it has said so, for as long as the other has not asked.
 BUILDER = """
     import pathlib, sys, time
-    from fm_jax.data import store, tokenizers
+    from fm_jax.data import store
+    from fm_jax.tokenizers import all as tokenizers
     name, cache = sys.argv[1], pathlib.Path(sys.argv[2])
     def documents():
         print("reads", flush=True)

@@ -110,7 +110,7 @@ def test_a_missing_key_or_section_is_named():
     ],
 )
 def test_the_vocabulary_is_what_training_will_resolve(data, expected):
-    from fm_jax.data import tokenizers
+    from fm_jax.tokenizers import all as tokenizers
     from fm_jax.train import compose
 
     raw = configfile.load(str(ROOT / "configs" / "base.py")).to_dict()

@@ -15,7 +15,7 @@ import pytest
 
 from fm_jax import trees
 from fm_jax.checkpoints import Checkpoints
-from fm_jax.data import synthetic as synthetic_text
+from fm_jax.corpora import synthetic as synthetic_text
 from fm_jax.runs import Run
 from fm_jax.train import run as train_run
 

@@ -6,9 +6,10 @@ import unicodedata
 import numpy as np
 import pytest
 
-from fm_jax.data import sources, synthetic, tokenizers
-from fm_jax.data.chains import KINDS
-from tests.data.corpora import make as make_source
+from fm_jax.corpora import sources, synthetic
+from fm_jax.corpora.chains import KINDS
+from fm_jax.tokenizers import all as tokenizers
+from tests.corpora.made import make as make_source
 
 FIELDS = {
     "kind": "markov",

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fm_jax.data.chains import KINDS, Chain
+from fm_jax.corpora.chains import KINDS, Chain
 
 TINY = {
     "num_symbols": 2,

@@ -9,8 +9,9 @@ import pytest
 import tokenizers as library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from fm_jax.data import synthetic, tokenizers
+from fm_jax.corpora import synthetic
 from fm_jax.errors import UserError
+from fm_jax.tokenizers import all as tokenizers
 
 TORTURE = {
     "empty": "",
@@ -241,7 +242,7 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
 # Reads its documents, once it has said so, for as long as the other has not asked.
 TRAINER = """
 import pathlib, sys, time
-from fm_jax.data import tokenizers
+from fm_jax.tokenizers import all as tokenizers
 name, cache = sys.argv[1], pathlib.Path(sys.argv[2])
 def documents():
     print("reads", flush=True)

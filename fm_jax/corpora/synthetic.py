@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fm_jax.data.chains import Chain
+from fm_jax.corpora.chains import Chain
 
 FORMAT = 1  # of how text follows from a chain's numbers; the tests know some of it
 

@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from fm_jax.data import files as text_files
-from fm_jax.data import synthetic as synthetic_text
+from fm_jax.corpora import files as text_files
+from fm_jax.corpora import synthetic as synthetic_text
 from fm_jax.errors import UserError, unknown
 
 SPLITS = ("train", "eval")

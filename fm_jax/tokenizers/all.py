@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fm_jax.data import files, synthetic
+from fm_jax import caches
+from fm_jax.corpora import synthetic
 from fm_jax.errors import UserError
 
 END = "<|endoftext|>"
@@ -252,9 +253,9 @@ def find_or_train_bpe(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / "tokenizers" / f"bpe-{vocab_size}-{name}.json"
     if not path.exists():
-        files.require(may_build, path)
+        caches.require(may_build, path)
         try:
-            with files.made_by_one(path):
+            with caches.made_by_one(path):
                 if not path.exists():
                     say(
                         f"Training a BPE tokenizer of {vocab_size:,} ids on the train "

@@ -7,7 +7,7 @@ import tempfile
 import pytest
 import zstandard
 
-from fm_jax.data import sources
+from fm_jax.corpora import sources
 from fm_jax.errors import UserError
 
 DEFAULTS = {

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from fm_jax.data import sources
-from tests.data.corpora import PACK, make, refusal, texts, write_corpus
+from fm_jax.corpora import sources
+from tests.corpora.made import PACK, make, refusal, texts, write_corpus
 
 
 def test_a_names_fraction_is_its_blake2b_of_64_bits():

@@ -1,7 +1,5 @@
 """Text files: found by globs, opened whatever packs them, known by their content."""
 
-import contextlib
-import fcntl
 import glob
 import gzip
 import hashlib
@@ -23,26 +21,6 @@ NOT_STDLIB = {
     "dist-packages",
     "__pycache__",
 }
-
-
-@contextlib.contextmanager
-def made_by_one(path: Path) -> Iterator[None]:
-    """Let one process at a time make `path`; others wait and then find it made.
-
-    Processes of one machine, and of others where the disk knows locks; elsewhere each
-    makes its own, and the first to put it in place wins.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / f".{path.name}.lock", "a") as lock:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def require(may_build: bool, path: Path) -> None:
-    """Raise UserError on what is not in the cache and may not be built now."""
-    if not may_build:
-        raise UserError(f"{path} must be prepared; got nothing there. fm train does.")
 
 
 def stdlib_files() -> dict[str, Path]:

@@ -45,22 +45,33 @@ def get_config() -> ConfigDict:
     model.remat_names = ("mixed", "attention_out")
 
     config.data = data = ConfigDict()
-    data.source = "stdlib"  # stdlib | text | tfds | synthetic
-    data.paths = ()  # text: files, globs or folders to train on
-    data.eval_paths = ()  # text: held-out files; (): eval_fraction by a hash of names
+    data.source = "stdlib"  # stdlib | text | tfds | hf | store | synthetic
+    data.paths = ()  # text: files, globs, folders or URLs; store: token stores
+    # text: held-out files; store: held-out stores; (): eval_fraction of the documents
+    # by a hash of their text, and the folder `eval` of each store.
+    data.eval_paths = ()
     data.eval_fraction = 0.05
-    data.name = ""  # tfds: dataset, as name[/config][:version]
+    data.name = ""  # tfds: name[/config][:version]; hf: a folder, or org/name[:subset]
     data.tfds_dir = ""  # tfds: where datasets lie; "": TFDS's default
-    data.split = "train"  # tfds
-    data.eval_split = "validation"  # tfds; the same as split: eval_fraction by a hash
-    data.text_field = "text"  # tfds, .jsonl: the field with the text
-    data.on_bad_text = "error"  # what is not UTF-8 or not JSON: error | skip | replace
-    # bytes | bpe (trained on the train split) | tokenizer.json | symbols (synthetic)
+    data.split = "train"  # tfds, hf
+    data.eval_split = "validation"  # tfds, hf; the same as split: eval_fraction of it
+    data.text_field = "text"  # tfds, hf, .jsonl, .parquet: the field with the text
+    data.on_bad_text = "error"  # error | skip | replace (mend it where that can be)
+    data.max_document_bytes = 2**27  # a longer document is bad text
+    data.deduplicate = False  # of documents with the same text the first stays
+    data.weights = ()  # store: of each of paths, in tokens; (): by their sizes
+    data.weights_at = ()  # store: ((step, weights), ...): others from that step on
+    # bytes | bpe (trained on the train split) | a file: tokenizer.json, SentencePiece
+    # .model, .tiktoken | store (source=store) | symbols (source=synthetic)
     data.tokenizer = "bpe"
     data.vocab_size = 4096  # bpe
-    data.end_token = ""  # tokenizer.json: what ends a document; "": the usual names
+    data.end_token = ""  # tokenizer files: what ends a document; "": the usual names
     data.max_length = 256  # tokens in a training row
+    # split (the stream of all documents, cut) | best_fit (whole documents, packed) |
+    # single (a document a row); documents longer than a row are cut in all of them.
+    data.packing = "split"
     data.mask_documents = True  # attention stays within a document
+    data.num_workers = 0  # processes that build a token store; 0: as many as cores
     data.cache_dir = "~/.cache/fm_jax"  # token stores and trained tokenizers
 
     config.synthetic = synthetic = ConfigDict()  # data.source=synthetic

@@ -15,6 +15,7 @@ from fm_jax import config as configs
 from fm_jax import machine, metrics
 from fm_jax.errors import UserError
 from fm_jax.models import counts
+from fm_jax.prepare import opened
 from fm_jax.train import compose
 
 
@@ -24,12 +25,19 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
     Model FLOPs halve causal attention; the ceiling is measured before and after, and
     the better is taken, so that a busy machine does not flatter the ratio.
     """
-    data = compose.open_data(config, say)
+    data = opened.open_data(config, say)
     config = compose.resolve(config, data.tokenizer)
     compose.use_compile_cache(config.train.compile_cache)
     watch = metrics.CompileWatch()
     layout = compose.open_layout(config)
-    parts = compose.build(config, layout, corpus_tokens=len(data.train.store) - 1)
+    parts = compose.build(
+        config,
+        layout,
+        corpus_tokens=data.train.num_targets,
+        row_tokens=compose.row_tokens(data),
+        train_names=data.train.names,
+        eval_names=data.eval.names,
+    )
     with parts.layout.active():
         state = parts.init(jax.random.key(config.train.seed))
         step_fn = parts.train_step.lower(
@@ -50,7 +58,7 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
                 seconds.append(time.perf_counter() - began)
                 waits.append(fetched - began)
     peak = max(peak, metrics.peak_flops(config.model.dtype)[0])
-    tokens = config.train.batch_size * config.data.max_length
+    tokens = parts.tokens_per_step
     median = statistics.median(seconds)
     flops = tokens * counts.flops_per_token(config.model, config.data.max_length)
     return {

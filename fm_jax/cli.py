@@ -4,7 +4,8 @@ import os
 import sys
 
 from fm_jax import machine
-from fm_jax.commands import COMMANDS, Command
+from fm_jax.commands.command import Command
+from fm_jax.commands.listed import COMMANDS
 from fm_jax.errors import DivergedError, OutOfMemoryError, UserError, unknown
 
 EXIT_FAILURE = 1
@@ -23,6 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+def named(argv: list[str]) -> tuple[str, list[str]]:
+    """Return the name of the command, of two words where there is one, and the rest."""
+    two = " ".join(argv[:2])
+    return (two, argv[2:]) if two in COMMANDS else (argv[0], argv[1:])
+
+
 def _status(argv: list[str]) -> int:
     try:
         return _main(argv)
@@ -37,7 +44,8 @@ def _status(argv: list[str]) -> int:
         return EXIT_FAILURE
     except KeyboardInterrupt:
         print(
-            "\nfm: interrupted. The same command goes on from the last checkpoint.",
+            "\nfm: interrupted. The same command goes on from the last checkpoint, or "
+            "from the finished shards of a token store.",
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
@@ -55,9 +63,15 @@ def _main(argv: list[str]) -> int:
 
         print(f"fm_jax {__version__}")
         return 0
-    name, rest = argv[0], argv[1:]
+    name, rest = named(argv)
     if name not in COMMANDS:
-        raise unknown("command", name, COMMANDS)
+        if not any(known.startswith(f"{name} ") for known in COMMANDS):
+            raise unknown("command", name, COMMANDS)
+        if not rest or rest[0] in ("--help", "-h"):
+            print(_usage(f"{name} "))
+            return 0 if rest else EXIT_MISTAKE
+        group = [known for known in COMMANDS if known.startswith(f"{name} ")]
+        raise unknown("command", f"{name} {rest[0]}", group)
     command = COMMANDS[name]
     if any(a in ("--help", "-h") for a in rest):
         print(_help(name, command))
@@ -69,14 +83,18 @@ def _main(argv: list[str]) -> int:
     return command.call(flags, raw, argv) or 0
 
 
-def _usage() -> str:
+def _usage(prefix: str = "") -> str:
     lines = [
         "fm trains foundation models from scratch.",
         "",
-        "usage: fm COMMAND ...",
+        f"usage: fm {prefix}COMMAND ...",
         "",
     ]
-    lines += [f"  {name:10}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [
+        f"  {name:16}{command.summary}"
+        for name, command in COMMANDS.items()
+        if name.startswith(prefix)
+    ]
     return "\n".join([*lines, "", "fm COMMAND --help shows its flags."])
 
 

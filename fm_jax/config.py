@@ -11,11 +11,12 @@ import typing
 from typing import Any
 
 from fm_jax import configfile
-from fm_jax.corpora import chains, sources
+from fm_jax.corpora import chains, documents, sources
+from fm_jax.data import windows
 from fm_jax.errors import UserError, unknown
 from fm_jax.models.config import ModelConfig
 from fm_jax.sections import Config, TrainConfig
-from fm_jax.tokenizers import all as tokenizers
+from fm_jax.tokenizers import plain
 
 # What the checks below demand of plain numbers; everything else has a check of its own.
 POSITIVE = (
@@ -27,6 +28,7 @@ AT_LEAST_ONE = (
     "train.batch_size",
     "train.accumulation",
     "data.max_length",
+    "data.max_document_bytes",
     "eval.batch_size",
     "checkpoint.keep",
     "log.every",
@@ -39,6 +41,7 @@ AT_LEAST_ONE = (
     "synthetic.num_eval_tokens",
 )
 NOT_NEGATIVE = (
+    "data.num_workers",
     "eval.every",
     "eval.max_batches",
     "checkpoint.every",
@@ -60,10 +63,12 @@ FRACTIONS = (
     "schedule.decay_fraction",
     "schedule.final_fraction",
 )
+NOT_EMPTY = ("data.tokenizer", "data.text_field", "data.cache_dir")
 BELOW_ONE = ("optimizer.beta1", "optimizer.beta2", "train.ema_decay")
 CHOICES = {
     "data.source": sources.KINDS,
-    "data.on_bad_text": sources.ON_BAD_TEXT,
+    "data.on_bad_text": documents.ON_BAD_TEXT,
+    "data.packing": windows.PACKINGS,
     "synthetic.kind": chains.KINDS,
     # As in optimizers.py, which this file cannot import: it brings jax.
     "optimizer.name": ("adamw",),
@@ -143,21 +148,29 @@ def read_section(
 
 def read_value(key: str, value: Any, kind: Any) -> Any:
     """Return a key's value as `kind`; raises UserError when it is of another."""
+    try:
+        return _as(value, kind)
+    except TypeError as error:
+        shown = str(kind) if typing.get_origin(kind) else kind.__name__
+        if isinstance(value, float) and kind is float:
+            shown = "finite"
+        raise UserError(f"config.{key} must be {shown}; got {value!r}.") from error
+
+
+def _as(value: Any, kind: Any) -> Any:
     origin = typing.get_origin(kind)
     if origin is tuple and isinstance(value, tuple | list):
         inner = typing.get_args(kind)
         if len(inner) == 2 and inner[1] is Ellipsis:
-            return tuple(read_value(key, v, inner[0]) for v in value)
+            return tuple(_as(v, inner[0]) for v in value)
         if len(inner) == len(value):
-            pairs = zip(value, inner, strict=True)
-            return tuple(read_value(key, v, t) for v, t in pairs)
-    elif kind is float and isinstance(value, int | float) and value is not True:
-        if math.isfinite(value) and value is not False:
+            return tuple(_as(v, t) for v, t in zip(value, inner, strict=True))
+    elif kind is float:
+        if type(value) in (int, float) and math.isfinite(value):
             return float(value)
     elif origin is None and type(value) is kind:
         return value
-    shown = kind.__name__ if origin is None else str(kind)
-    raise UserError(f"config.{key} must be {shown}; got {value!r}.")
+    raise TypeError
 
 
 def _value(config: Config, key: str) -> Any:
@@ -189,6 +202,8 @@ def _check_values(config: Config) -> None:
         _demand(config, key, _value(config, key) >= 1, ">= 1")
     for key in NOT_NEGATIVE:
         _demand(config, key, _value(config, key) >= 0, ">= 0")
+    for key in NOT_EMPTY:
+        _demand(config, key, _value(config, key) != "", "given")
     for key in FRACTIONS:
         _demand(config, key, 0 <= _value(config, key) <= 1, "between 0 and 1")
     for key in BELOW_ONE:
@@ -222,13 +237,7 @@ def _check_combinations(config: Config) -> None:
             config.model.max_length >= length,
             f">= data.max_length={length} for learned positions",
         )
-    if config.data.end_token:
-        _demand(
-            config,
-            "data.tokenizer",
-            config.data.tokenizer not in ("bytes", "bpe", "symbols"),
-            "a tokenizer.json when data.end_token is set",
-        )
+    _check_data(config)
     _check_synthetic(config)
     warmup, decay = config.schedule.warmup_fraction, config.schedule.decay_fraction
     if config.schedule.name == "wsd" and warmup + decay > 1:
@@ -252,11 +261,38 @@ def _check_combinations(config: Config) -> None:
         )
 
 
+def _check_data(config: Config) -> None:
+    """Refuse keys of the data section that do not go together."""
+    data = config.data
+    is_store = data.source == "store"
+    is_file = data.tokenizer not in ("bytes", "bpe", "store", "symbols")
+    if data.end_token:
+        demand = "a tokenizer's file when data.end_token is set"
+        _demand(config, "data.tokenizer", is_file, demand)
+    own = data.tokenizer == "store"
+    demand = "store when data.source is store, which has its own"
+    _demand(config, "data.tokenizer", own or not is_store, demand)
+    demand = "bytes, bpe or a tokenizer's file unless data.source is store"
+    _demand(config, "data.tokenizer", is_store or not own, demand)
+    if data.packing != "split":
+        demand = f"True when data.packing is {data.packing}"
+        _demand(config, "data.mask_documents", data.mask_documents, demand)
+    for key in ("weights", "weights_at"):
+        demand = "() unless data.source is store: it is stores that are mixed"
+        _demand(config, f"data.{key}", is_store or not getattr(data, key), demand)
+    for weights in (data.weights, *(weights for _, weights in data.weights_at)):
+        if weights and len(weights) != len(data.paths):
+            raise UserError(
+                "config.data.weights and weights_at must have a weight for each of "
+                f"data.paths; got {weights} for {len(data.paths)} paths."
+            )
+
+
 def _check_synthetic(config: Config) -> None:
     """Refuse what does not go with a source of symbols, or symbols with another."""
     is_symbols = config.data.tokenizer == "symbols"
     if config.data.source != "synthetic":
-        demand = "bytes, bpe or a tokenizer.json unless data.source is synthetic"
+        demand = "bytes, bpe or a tokenizer's file unless data.source is synthetic"
         _demand(config, "data.tokenizer", not is_symbols, demand)
         return
     _demand(
@@ -276,7 +312,7 @@ def _check_synthetic(config: Config) -> None:
             "synthetic.num_symbols, num_states or num_components."
         )
     # Letting the prompt's other characters go would show a sample of another prompt.
-    tokenizer = tokenizers.SymbolTokenizer(synthetic.num_symbols)
+    tokenizer = plain.SymbolTokenizer(synthetic.num_symbols)
     stranger = tokenizer.stranger(config.sample.prompt)
     if config.sample.num_tokens and stranger:
         raise UserError(

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "mesh.",
     "sample.",
     "data.cache_dir",
+    "data.num_workers",
     "init.from",
     "model.remat",
     "train.accumulation",

@@ -29,7 +29,13 @@ def unknown(thing: str, name: object, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     rest = [k for k in known if k not in near]
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    listed = ", ".join([*near, *rest])
+    listed = ", ".join([*near, *rest]) or "none"
     return UserError(
         f"{thing} must be one of the known names; got {name!r}. {hint}Known: {listed}"
     )
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, in one line; its kind where it says nothing."""
+    said = getattr(error, "strerror", None) or str(error)
+    return (said.strip() or type(error).__name__).splitlines()[0]

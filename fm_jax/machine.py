@@ -17,8 +17,8 @@ PACKAGES = (
     "flax",
     "optax",
     "orbax-checkpoint",
-    "grain",
     "tokenizers",
+    "tiktoken",
     "numpy",
 )
 

@@ -26,6 +26,7 @@ def cross_entropy(
     z_loss: float,
     chunk: int,
     dtype: jnp.dtype,
+    by_row: bool = False,
 ) -> tuple[jax.Array, Sums]:
     """Return the summed loss in nats and its parts, without the whole logits array.
 
@@ -33,37 +34,39 @@ def cross_entropy(
     2204.02311). `chunk` positions of every row are projected at a time, fewer where it
     does not divide the length; 0 takes all.
     Under differentiation each chunk's gradient is made in the same pass as its loss, so
-    that logits are neither kept nor computed twice. Sums: `nll`, `weight`, `correct`.
+    that logits are neither kept nor computed twice. Sums: `nll`, `weight`, `correct`;
+    with `by_row` also `row_nll`, that of each row, `[B]`.
     """
     length = x_BTD.shape[1]
     chunk = min(chunk or length, length)
     while length % chunk:
         chunk -= 1
-    return _cross_entropy(
-        x_BTD, head_VD, targets_BT, weights_BT, (softcap, z_loss, chunk, dtype)
-    )
+    static = (softcap, z_loss, chunk, dtype, by_row)
+    return _cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, static)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, static):
-    softcap, z_loss, _, dtype = static
+    softcap, z_loss, _, dtype, by_row = static
     head_VD = _whole(head_VD, dtype)
     parts = sharding.num_parts(x_BTD.shape[0])
 
     def step(sums, chunk):
         x, targets, weights = chunk
         logits, _ = _logits(x, head_VD, softcap, dtype)
-        return _add(sums, _chunk_sums(logits, targets, weights, z_loss, parts)), None
+        added = _chunk_sums(logits, targets, weights, z_loss, parts, by_row)
+        return _add(sums, added), None
 
     sums, _ = jax.lax.scan(
-        step, _zero_sums(parts), _chunks((x_BTD, targets_BT, weights_BT), static)
+        step,
+        _zero_sums(parts, x_BTD.shape[0], by_row),
+        _chunks((x_BTD, targets_BT, weights_BT), static),
     )
-    sums = {name: jnp.sum(value) for name, value in sums.items()}
-    return sums.pop("total"), sums
+    return _total(sums)
 
 
 def _forward(x_BTD, head_VD, targets_BT, weights_BT, static):
-    softcap, z_loss, _, dtype = static
+    softcap, z_loss, _, dtype, by_row = static
     whole_VD = _whole(head_VD, dtype)
     parts = sharding.num_parts(x_BTD.shape[0])
 
@@ -71,9 +74,8 @@ def _forward(x_BTD, head_VD, targets_BT, weights_BT, static):
         sums, d_head_PVD = carry
         x_BCD, targets_BC, weights_BC = chunk
         logits_BCV, slope_BCV = _logits(x_BCD, whole_VD, softcap, dtype)
-        sums = _add(
-            sums, _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss, parts)
-        )
+        added = _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss, parts, by_row)
+        sums = _add(sums, added)
         lse_BC1 = jax.nn.logsumexp(logits_BCV, axis=-1, keepdims=True)
         probs_BCV = jnp.exp(logits_BCV - lse_BC1)
         hit_BCV = targets_BC[..., None] == jnp.arange(logits_BCV.shape[-1])
@@ -87,14 +89,12 @@ def _forward(x_BTD, head_VD, targets_BT, weights_BT, static):
     zero_PVD = _pinned(jnp.zeros((parts, *head_VD.shape), jnp.float32))
     (sums, d_head_PVD), d_x = jax.lax.scan(
         step,
-        (_zero_sums(parts), zero_PVD),
+        (_zero_sums(parts, x_BTD.shape[0], by_row), zero_PVD),
         _chunks((x_BTD, targets_BT, weights_BT), static),
     )
     d_x_BTD = jnp.moveaxis(d_x, 0, 1).reshape(x_BTD.shape)
     d_head_VD = sharding.sum_parts(d_head_PVD, "vocab")
-    sums = {name: jnp.sum(value) for name, value in sums.items()}
-    total = sums.pop("total")
-    return (total, sums), (d_x_BTD, d_head_VD.astype(head_VD.dtype))
+    return _total(sums), (d_x_BTD, d_head_VD.astype(head_VD.dtype))
 
 
 def _backward(static, kept, cotangents):
@@ -136,7 +136,7 @@ def _outer(d_flat, x_BCD, parts, dtype):
     return matmul(jnp.swapaxes(d_PRV, 1, 2), x_PRD, dtype)
 
 
-def _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss, parts) -> Sums:
+def _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss, parts, by_row) -> Sums:
     lse_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     picked_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
     nll_BC = lse_BC - picked_BC
@@ -145,21 +145,37 @@ def _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss, parts) -> Sums:
     def by_part(x_BC):
         return sharding.constrain(jnp.sum(x_BC.reshape(parts, -1), axis=1), "batch")
 
-    return {
+    sums = {
         "total": by_part(weights_BC * (nll_BC + z_loss * lse_BC**2)),
         "nll": by_part(weights_BC * nll_BC),
         "weight": by_part(weights_BC),
         "correct": by_part(weights_BC * hits_BC),
     }
+    if by_row:
+        row_nll_B = jnp.sum(weights_BC * nll_BC, axis=1)
+        sums["row_nll"] = sharding.constrain(row_nll_B, "batch")
+    return sums
 
 
-def _zero_sums(parts: int) -> Sums:
+def _zero_sums(parts: int, rows: int, by_row: bool) -> Sums:
     zero_P = sharding.constrain(jnp.zeros(parts, jnp.float32), "batch")
-    return {name: zero_P for name in ("total", "nll", "weight", "correct")}
+    sums = {name: zero_P for name in ("total", "nll", "weight", "correct")}
+    if by_row:
+        sums["row_nll"] = sharding.constrain(jnp.zeros(rows, jnp.float32), "batch")
+    return sums
 
 
 def _add(a: Sums, b: Sums) -> Sums:
     return {name: a[name] + b[name] for name in a}
+
+
+def _total(sums: Sums) -> tuple[jax.Array, Sums]:
+    """Return the loss and the other sums, over all parts."""
+    summed = {
+        name: value if name == "row_nll" else jnp.sum(value)
+        for name, value in sums.items()
+    }
+    return summed.pop("total"), summed
 
 
 def _chunks(arrays, static):

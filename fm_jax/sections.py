@@ -20,11 +20,17 @@ class DataConfig:
     eval_split: str
     text_field: str
     on_bad_text: str
+    max_document_bytes: int
+    deduplicate: bool
+    weights: tuple[float, ...]
+    weights_at: tuple[tuple[int, tuple[float, ...]], ...]
     tokenizer: str
     vocab_size: int
     end_token: str
     max_length: int
+    packing: str
     mask_documents: bool
+    num_workers: int
     cache_dir: str
 
 

@@ -237,7 +237,8 @@ def cut_rows(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     Piece c is chunks c and 2C - 1 - c of the 2C that a row has, so that under a causal
     mask every piece sees as many keys (zigzag: Llama 3, arXiv 2407.21783, 3.3.2). A
     piece is a row to all that looks at one token at a time; attention alone knows which
-    pieces belong together. Each device keeps pieces of the rows that it had.
+    pieces belong together. Each device keeps pieces of the rows that it had. What a
+    row has but once, `[B]`, each of its pieces has.
     """
     held = _ACTIVE.get()
     num_pieces = 1 if held is None else held.size(CONTEXT)
@@ -248,7 +249,12 @@ def cut_rows(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     order = np.stack([low, 2 * num_pieces - 1 - low], axis=1)
 
     def cut(x):
-        rows, length = x.shape
+        rows = len(x)
+        if x.ndim == 1:
+            x = x.reshape(groups, 1, rows // groups)
+            x = jnp.broadcast_to(x, (groups, num_pieces, rows // groups))
+            return constrain(x.reshape(rows * num_pieces), "batch")
+        length = x.shape[1]
         chunks = x.reshape(
             groups, rows // groups, 2 * num_pieces, length // 2 // num_pieces
         )

@@ -265,8 +265,8 @@ def test_a_missing_section_is_refused():
         ("optimizer__learning_rate", "1e-3", "float"),
         ("optimizer__learning_rate", True, "float"),
         ("optimizer__learning_rate", False, "float"),
-        ("optimizer__learning_rate", math.nan, "float"),
-        ("optimizer__learning_rate", math.inf, "float"),
+        ("optimizer__learning_rate", math.nan, "finite"),
+        ("optimizer__learning_rate", math.inf, "finite"),
         ("data__paths", "a.txt", "tuple[str, ...]"),
     ],
 )
@@ -276,12 +276,24 @@ def test_a_value_of_another_type_is_refused(key, value, demand):
     )
 
 
-def test_a_value_of_another_type_within_a_tuple_is_refused():
+def test_a_tuple_with_a_value_of_another_type_is_refused_whole():
     assert _mistake(_raw(data__paths=("a", 3))) == (
-        "config.data.paths must be str; got 3."
+        "config.data.paths must be tuple[str, ...]; got ('a', 3)."
+    )
+    assert _mistake(_raw(data__weights_at=(300, (1, 2)))) == (
+        "config.data.weights_at must be "
+        "tuple[tuple[int, tuple[float, ...]], ...]; got (300, (1, 2))."
     )
     assert _mistake(_raw(optimizer__decay_rules=(("bias",),))) == (
-        "config.optimizer.decay_rules must be tuple[str, bool]; got ('bias',)."
+        "config.optimizer.decay_rules must be tuple[tuple[str, bool], ...]; got "
+        "(('bias',),)."
+    )
+
+
+@pytest.mark.parametrize("key", configs.NOT_EMPTY)
+def test_text_that_must_be_given_is_not_empty(key):
+    assert _mistake(_raw(**{key.replace(".", "__"): ""})) == (
+        f"config.{key} must be given; got ''."
     )
 
 
@@ -432,8 +444,61 @@ def test_symbols_go_with_the_synthetic_source_and_only_with_it():
         "'bytes'."
     )
     assert _mistake(_raw(**SYMBOLS | {"data__source": "stdlib"})) == (
-        "config.data.tokenizer must be bytes, bpe or a tokenizer.json unless "
+        "config.data.tokenizer must be bytes, bpe or a tokenizer's file unless "
         "data.source is synthetic; got 'symbols'."
+    )
+
+
+def test_ready_stores_go_with_their_own_tokenizer_and_nothing_else_does():
+    configs.check(_raw(data__source="store", data__tokenizer="store"))
+    assert _mistake(_raw(data__source="store", data__tokenizer="bpe")) == (
+        "config.data.tokenizer must be store when data.source is store, which has its "
+        "own; got 'bpe'."
+    )
+    assert _mistake(_raw(data__source="stdlib", data__tokenizer="store")) == (
+        "config.data.tokenizer must be bytes, bpe or a tokenizer's file unless "
+        "data.source is store; got 'store'."
+    )
+
+
+STORES = {
+    "data__source": "store",
+    "data__tokenizer": "store",
+    "data__paths": ("a", "b"),
+}
+
+
+def test_weights_are_of_ready_stores_and_one_for_each():
+    configs.check(_raw(**STORES, data__weights=(1, 2.5)))
+    configs.check(_raw(**STORES, data__weights_at=((7, (1, 2.0)), (9, (0.5, 0.5)))))
+    for key, value, shown in (
+        ("weights", (1.0,), (1.0,)),
+        ("weights_at", ((7, (1.0, 2.0)), (9, (3.0, 4.0, 5.0))), (3.0, 4.0, 5.0)),
+    ):
+        assert _mistake(_raw(**STORES, **{f"data__{key}": value})) == (
+            "config.data.weights and weights_at must have a weight for each of "
+            f"data.paths; got {shown} for 2 paths."
+        )
+        assert _mistake(_raw(**{f"data__{key}": value})) == (
+            f"config.data.{key} must be () unless data.source is store: it is stores "
+            f"that are mixed; got {value!r}."
+        )
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "single"])
+def test_whole_documents_are_kept_apart(packing):
+    configs.check(_raw(data__packing=packing))
+    assert _mistake(_raw(data__packing=packing, data__mask_documents=False)) == (
+        f"config.data.mask_documents must be True when data.packing is {packing}; got "
+        "False."
+    )
+
+
+def test_an_end_token_is_of_a_tokenizers_file():
+    configs.check(_raw(data__end_token="</s>", data__tokenizer="mine.json"))
+    assert _mistake(_raw(data__end_token="</s>", data__tokenizer="bpe")) == (
+        "config.data.tokenizer must be a tokenizer's file when data.end_token is set; "
+        "got 'bpe'."
     )
 
 
@@ -503,10 +568,8 @@ def test_a_duration_stands_for_these_steps(duration, steps):
 
 @pytest.mark.parametrize("key", configs.CHOICES)
 def test_unknown_choices_are_refused_with_the_known_ones(key):
-    text = _mistake(_raw(**{key.replace(".", "__"): "fourier"}))
-    assert text.startswith(
-        f"config.{key} must be one of the known names; got 'fourier'"
-    )
+    text = _mistake(_raw(**{key.replace(".", "__"): "zzz"}))
+    assert text.startswith(f"config.{key} must be one of the known names; got 'zzz'")
     assert text.endswith("Known: " + ", ".join(sorted(configs.CHOICES[key])))
 
 

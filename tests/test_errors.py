@@ -1,6 +1,6 @@
 """Tests of the exceptions that end a command, and of their wording."""
 
-from fm_jax.errors import DivergedError, UserError, unknown
+from fm_jax.errors import DivergedError, UserError, reason, unknown
 
 
 def test_the_nearest_known_names_come_first_and_the_rest_by_alphabet():
@@ -33,3 +33,9 @@ def test_an_unknown_name_is_the_users_mistake_and_a_value_error():
 
 def test_divergence_is_not_the_users_mistake():
     assert not issubclass(DivergedError, ValueError)
+
+
+def test_a_reason_is_one_line_and_says_something():
+    assert reason(ValueError("\nfirst\nsecond")) == "first"
+    assert reason(FileNotFoundError(2, "No such file", "a.txt")) == "No such file"
+    assert reason(TimeoutError()) == "TimeoutError"

@@ -54,6 +54,14 @@ def _by_hand(x_BTD, head_VD, targets_BT, weights_BT, *, softcap, z_loss):
     return sums.pop("total"), sums
 
 
+def _by_hand_of_rows(inputs, **options):
+    """Return the nats of each row, as if it were the only one."""
+    x_BTD, head_VD, *rest = inputs
+    rows = (slice(b, b + 1) for b in range(len(x_BTD)))
+    alone = ((x_BTD[b], head_VD, *(x[b] for x in rest)) for b in rows)
+    return [_by_hand(*row, **options)[1]["nll"] for row in alone]
+
+
 @functools.partial(jax.jit, static_argnames=("softcap", "z_loss"))
 def _naive_gradients(x_BTD, head_VD, targets_BT, weights_BT, *, softcap, z_loss):
     """Return autodiff's gradients of the loss made from the whole array of logits."""
@@ -114,6 +122,23 @@ def test_gradients_equal_autodiff_of_the_formula(softcap, z_loss, chunk):
         np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("chunk", [0, 4])
+def test_the_losses_of_rows_are_those_of_each_row_by_itself(chunk):
+    inputs = _inputs()
+    options = {"softcap": 2.5, "z_loss": 0.02}
+    expected = _by_hand_of_rows(inputs, **options)
+    _, alone = _loss(*inputs, **options, chunk=chunk, by_row=True)
+    (loss, sums), slopes = _gradients(**options, chunk=chunk, by_row=True)(*inputs)
+    np.testing.assert_allclose(alone["row_nll"], expected, rtol=1e-6)
+    np.testing.assert_allclose(sums["row_nll"], expected, rtol=1e-6)
+    # And nothing else changes.
+    (same, others), same_slopes = _gradients(**options, chunk=chunk)(*inputs)
+    assert sums.keys() - others.keys() == {"row_nll"}
+    np.testing.assert_allclose(loss, same, rtol=1e-6)
+    for found, other in zip(slopes, same_slopes, strict=True):
+        np.testing.assert_allclose(found, other, rtol=0, atol=1e-6)
+
+
 def test_gradients_grow_with_what_multiplies_the_loss():
     inputs = _inputs()
     _, slopes = _gradients(scale=3.0, softcap=2.5, z_loss=0.02, chunk=4)(*inputs)
@@ -145,9 +170,10 @@ def test_bfloat16_gradients_keep_the_dtypes_of_their_operands():
         assert error < 2**-6  # a few roundings to 8 bits
 
 
-def _largest_array(chunk):
+def _largest_array(chunk, **options):
     """Return how many elements the largest array of the compiled gradient has."""
-    compiled = _gradients(softcap=2.5, z_loss=0.02, chunk=chunk).lower(*_inputs())
+    options |= {"softcap": 2.5, "z_loss": 0.02, "chunk": chunk}
+    compiled = _gradients(**options).lower(*_inputs())
     shapes = re.findall(
         r"\b(?:pred|[a-z]+\d+)\[([\d,]+)\]", compiled.compile().as_text()
     )
@@ -157,6 +183,7 @@ def _largest_array(chunk):
 def test_the_chunked_gradient_never_holds_all_logits():
     assert _largest_array(chunk=0) == B * T * V
     assert _largest_array(chunk=4) == B * 4 * V
+    assert _largest_array(chunk=4, by_row=True) == B * 4 * V
 
 
 @pytest.mark.parametrize("chunk, shrunk", [(5, 4), (8, 6), (9, 6), (18, 12), (24, 12)])
@@ -235,6 +262,17 @@ def test_a_mesh_changes_neither_loss_nor_sums_nor_gradients(name, chunk):
     for found, other, given in zip(slopes, expected, arguments, strict=False):
         np.testing.assert_allclose(found, other, rtol=0, atol=1e-5)
         assert found.sharding.is_equivalent_to(given.sharding, found.ndim)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_mesh_does_not_change_the_losses_of_rows(name):
+    inputs, layout = _many_inputs(), _layout(name)
+    options = {"softcap": 2.5, "z_loss": 0.02}
+    expected = _by_hand_of_rows(inputs, **options)
+    with layout.active():
+        do = _gradients(**options, chunk=4, by_row=True)
+        (_, sums), _ = do(*_on(layout, inputs))
+    np.testing.assert_allclose(sums["row_nll"], expected, rtol=1e-6)
 
 
 @functools.cache

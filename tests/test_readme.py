@@ -30,15 +30,16 @@ def _commands():
 
 
 def test_the_readme_shows_the_main_commands():
-    assert {words[0] for words in _commands()} == set(cli.COMMANDS)
+    assert {cli.named(words)[0] for words in _commands()} == set(cli.COMMANDS)
 
 
 @pytest.mark.parametrize("words", _commands(), ids=" ".join)
 def test_a_command_of_the_readme_is_taken(words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    command = cli.COMMANDS[words[0]]
-    _, raw = flags.parse(command, words[1:])
-    if words[0] == "sweep":
+    name, rest = cli.named(words)
+    command = cli.COMMANDS[name]
+    _, raw = flags.parse(command, rest)
+    if name == "sweep":
         sweep.check(raw)
     elif command.takes_config:
         configs.check(raw)
@@ -47,7 +48,10 @@ def test_a_command_of_the_readme_is_taken(words, monkeypatch):
 def test_files_that_the_readme_links_to_exist():
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        if not target.startswith("http"):
+        if target.startswith("#"):
+            titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+            assert target[1:] in [t.lower().replace(" ", "-") for t in titles]
+        elif not target.startswith("http"):
             assert (ROOT / target).exists(), target
 
 

@@ -256,7 +256,11 @@ def test_a_sharding_of_nothing_is_whole_on_every_device(layout):
 def _batch(rows, length):
     """Return a batch in which no two tokens are equal."""
     tokens_BT = np.arange(rows * length, dtype=np.int32).reshape(rows, length)
-    return {"tokens": tokens_BT, "loss_weights": (tokens_BT / 2).astype(np.float32)}
+    return {
+        "tokens": tokens_BT,
+        "loss_weights": (tokens_BT / 2).astype(np.float32),
+        "components": np.arange(rows, dtype=np.int32) + 1000,  # one of a whole row
+    }
 
 
 MESHES = {preset: {} for preset in meshes.PRESETS} | {
@@ -284,7 +288,8 @@ def test_rows_go_to_the_mesh_and_back_whatever_it_is(any_layout):
         assert placed[name].dtype == rows.dtype
         np.testing.assert_array_equal(placed[name], rows)
         shards = placed[name].addressable_shards
-        assert {shard.data.shape for shard in shards} == {(16 // groups, 5)}
+        shapes = {shard.data.shape for shard in shards}
+        assert shapes == {(16 // groups, *rows.shape[1:])}
         for shard in shards:
             np.testing.assert_array_equal(shard.data, rows[shard.index])
 
@@ -356,14 +361,21 @@ def pieces(request):
 
 def test_a_piece_is_a_low_and_a_high_chunk_of_a_row(pieces):
     batch, cut, data, context = pieces
-    for name, rows_BT in batch.items():
-        expected = []
+    for name in ("tokens", "loss_weights"):
+        rows_BT, expected = batch[name], []
         for group in range(data):
             for c in range(context):
                 for row in rows_BT[3 * group : 3 * group + 3]:
                     chunks = np.split(row, 2 * context)
                     expected.append([*chunks[c], *chunks[2 * context - 1 - c]])
         np.testing.assert_array_equal(cut[name], expected)
+
+
+def test_a_piece_has_what_its_row_has_but_once(pieces):
+    batch, cut, _, context = pieces
+    row_of_piece = np.asarray(cut["tokens"])[:, 0] // batch["tokens"].shape[1]
+    np.testing.assert_array_equal(cut["components"], row_of_piece + 1000)
+    assert np.all(np.bincount(row_of_piece) == context)
 
 
 def test_each_token_is_in_one_piece(pieces):

@@ -1,36 +1,52 @@
 """The order of data as a function: batch = f(seed, step), whoever asks and whenever."""
 
+import abc
+import collections
 import dataclasses
+import functools
+import queue
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fm_jax.data.examples import Batch, Windows
+from fm_jax.data import windows as windowing
+from fm_jax.data.mixtures import Mixture
+from fm_jax.data.windows import Batch, Windows
 
 ROUNDS = 6
+ORDER_ROWS = 1 << 14  # rows whose windows are found at a time
+NUM_AHEAD = 8  # batches that are read ahead; small ones more, and large ones fewer:
+TOKENS_AHEAD = 1 << 22  # 24 bytes each, but two batches at least
 
 
-def permute(index: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
+def permute(index: np.ndarray, size: int, seed: int, epoch) -> np.ndarray:
     """Return where a keyed permutation of range(size) sends `index`.
 
-    A Feistel network over the next power of four, walked until it lands below `size`
-    (Black & Rogaway, 2002): any index by itself, in O(1) memory.
+    epoch: one for all, or one for each index. A Feistel network over the next power of
+    four, walked until it lands below `size` (Black & Rogaway, 2002): any index by
+    itself, in O(1) memory.
     """
     half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
-    start = _mix(np.uint64(seed & (2**64 - 1)) ^ _mix(np.uint64(epoch)))
-    keys = _mix(start + np.arange(1, ROUNDS + 1, dtype=np.uint64))
+    epochs = np.asarray(epoch).astype(np.uint64)
+    start = _mix(np.uint64(seed & (2**64 - 1)) ^ _mix(epochs))
+    keys = _mix(np.add.outer(np.arange(1, ROUNDS + 1, dtype=np.uint64), start))
 
-    def network(x):
+    def network(x, keys):
         left, right = x >> half, x & low
         for key in keys:
             left, right = right, left ^ (_mix(right ^ key) & low)
         return (left << half) | right
 
-    x = network(np.asarray(index).astype(np.uint64))
-    while np.any(outside := x >= np.uint64(size)):
-        x[outside] = network(x[outside])
-    return x.astype(np.int64)
+    found = network(np.asarray(index).astype(np.uint64), keys)
+    outside = np.flatnonzero(found >= np.uint64(size))
+    while outside.size:
+        x = network(found[outside], keys[:, outside] if epochs.ndim else keys)
+        found[outside] = x
+        outside = outside[x >= np.uint64(size)]
+    return found.astype(np.int64)
 
 
 def _mix(x):
@@ -42,78 +58,198 @@ def _mix(x):
         return x ^ (x >> np.uint64(31))
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainBatches(Sequence):
-    """Batch `step` is rows step*B to (step+1)*B of the endless shuffled examples.
+class Batches(Sequence):
+    """Batches by number: what `indices` says, of one or of several components.
 
-    Each epoch is a fresh permutation of all windows. `rows` are those of a batch that
-    are read here; the batch does not depend on who reads which.
+    `rows` are those of a batch that are read here.
     """
 
-    windows: Windows
+    windows: tuple[Windows, ...]
+    rows: np.ndarray
+
+    @abc.abstractmethod
+    def indices(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the component (int32) and the window (int64) of `rows` of a batch."""
+
+    def __getitem__(self, number: int) -> Batch:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self.read(number, number + 1)[0]
+
+    def read(self, first: int, last: int) -> list[Batch]:
+        """Return batches `first` to `last`, where small together faster than alone.
+
+        Where there are several components, `components` [B] says which a row is of.
+        """
+        found = [self.indices(number) for number in range(first, last)]
+        components, chosen = map(np.concatenate, zip(*found, strict=True))
+        if len(self.windows) == 1:
+            batch = self.windows[0].rows(chosen)
+        else:
+            arrays = windowing.empty_arrays(len(chosen), self.windows[0].length)
+            batch = windowing.as_batch(arrays) | {"components": components}
+            for component in np.unique(components).tolist():
+                here = components == component
+                part = self.windows[component].rows(chosen[here])
+                for name, array in part.items():
+                    batch[name][here] = array
+        size = len(self.rows)
+        parts = [slice(k * size, (k + 1) * size) for k in range(last - first)]
+        return [{name: x[part] for name, x in batch.items()} for part in parts]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainBatches(Batches):
+    """Batch `step` is rows step*B to (step+1)*B of the endless shuffled examples.
+
+    `mixture` says which component a row is of and its number in that; each epoch of a
+    component is a fresh permutation of all its windows. `rows` are those of a batch
+    that are read here; the batch does not depend on who reads which.
+    """
+
+    windows: tuple[Windows, ...]
+    mixture: Mixture
     batch_size: int
     seed: int
     num_steps: int
     rows: np.ndarray
+    _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return self.num_steps
 
-    def __getitem__(self, step: int) -> Batch:
-        if not 0 <= step < len(self):
-            raise IndexError(step)
-        return self.windows.rows(self.indices(step))
+    def indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the component (int32) and the window (int64) of `rows` of a step.
 
-    def indices(self, step: int) -> np.ndarray:
-        """Return the window indices of `rows` of batch `step`."""
-        epochs, places = np.divmod(
-            step * self.batch_size + self.rows, len(self.windows)
-        )
-        chosen = np.empty(len(self.rows), np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            chosen[here] = permute(
-                places[here], len(self.windows), self.seed, int(epoch)
-            )
-        return chosen
+        They are found for many steps at a time, and kept.
+        """
+        number = max(1, ORDER_ROWS // max(1, len(self.rows)))
+        block, place = divmod(step, number)
+        # Set whole, and beside that of the block before: so threads may share them.
+        found = self._kept.get(block % 2)
+        if found is None or found[0] != block:
+            last = min((block + 1) * number, self.num_steps)
+            steps = np.arange(block * number, last)
+            rows = steps[:, None] * self.batch_size + self.rows
+            found = self._kept[block % 2] = block, *self._order(rows)
+        return found[1][place], found[2][place]
+
+    def _order(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the component and the window of rows of the endless examples."""
+        components, numbers = self.mixture.components(rows)
+        chosen = np.empty(rows.shape, np.int64)
+        for component in np.unique(components).tolist():
+            here = components == component
+            size, seed = len(self.windows[component]), seed_of(self.seed, component)
+            epochs, places = np.divmod(numbers[here], size)
+            # Most often there is one, which takes less time when it is said once.
+            epochs = epochs[0] if np.all(epochs == epochs[0]) else epochs
+            chosen[here] = permute(places, size, seed, epochs)
+        for kept in (components, chosen):
+            kept.setflags(write=False)
+        return components, chosen
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalBatches(Sequence):
-    """Windows in order, each once; the last batch is filled up with padding rows.
+def seed_of(seed: int, component: int) -> int:
+    """Return the seed of a component's order; the first has that of the run."""
+    if component == 0:
+        return seed
+    with np.errstate(over="ignore"):
+        mixed = _mix(np.uint64(seed & (2**64 - 1))) + np.uint64(component)
+    return int(_mix(mixed))
 
-    `rows` are those of a batch that are read here; `max_batches` > 0 takes that many
-    batches, evenly spread over the windows.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvalBatches(Batches):
+    """Windows in order, one component after the other, each window once.
+
+    The last batch is filled up with padding rows. `rows` are those of a batch that are
+    read here; `max_batches` > 0 takes that many, evenly spread over the windows.
     """
 
-    windows: Windows
+    windows: tuple[Windows, ...]
     batch_size: int
     rows: np.ndarray
     max_batches: int = 0
 
     def __len__(self) -> int:
-        whole = -(-len(self.windows) // self.batch_size)
+        whole = -(-self._num_windows // self.batch_size)
         return min(whole, self.max_batches) if self.max_batches else whole
 
-    def __getitem__(self, index: int) -> Batch:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self.windows.rows(self.indices(index))
+    def indices(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the component (int32) and the window (int64) of `rows` of a batch.
 
-    def indices(self, index: int) -> np.ndarray:
-        """Return the window indices of `rows` of batch `index`; -1 is padding."""
-        num_rows, num_windows = len(self) * self.batch_size, len(self.windows)
-        rows = index * self.batch_size + self.rows
+        Padding is window -1 of component 0.
+        """
+        num_rows, num_windows = len(self) * self.batch_size, self._num_windows
+        rows = number * self.batch_size + self.rows
         rows = rows * max(num_rows, num_windows) // num_rows
-        return np.where(rows < num_windows, rows, -1)
+        rows = np.where(rows < num_windows, rows, -1)
+        components = np.maximum(self._firsts.searchsorted(rows, side="right") - 1, 0)
+        return components.astype(np.int32), rows - self._firsts[components]
+
+    @functools.cached_property
+    def _firsts(self) -> np.ndarray:
+        """How many windows stand before those of each component."""
+        return np.cumsum([0, *(len(windows) for windows in self.windows[:-1])])
+
+    @functools.cached_property
+    def _num_windows(self) -> int:
+        return sum(len(windows) for windows in self.windows)
 
 
-def prefetch(batches: Sequence, start: int = 0) -> Iterator[Batch]:
-    """Yield batches from `start` on, read ahead by grain on threads of its own."""
-    import grain
+def prefetch(batches: Batches, start: int = 0) -> Iterator[Batch]:
+    """Yield batches from `start` on, read ahead by a thread that goes when this does.
 
-    if start >= len(batches):
-        return iter(())  # grain would look for the first element of nothing for ever
-    source = grain.MapDataset.source(batches).slice(slice(start, len(batches)))
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    return iter(source.to_iter_dataset(options))
+    What goes wrong in reading is raised in place of the batches that were being read.
+    """
+    return _Ahead(batches, start)
+
+
+class _Ahead(Iterator):
+    """Batches that a thread reads; it knows nothing of this, and so sees it dropped."""
+
+    def __init__(self, batches: Batches, start: int):
+        size = max(1, len(batches.rows) * batches.windows[0].length)
+        at_once = max(1, windowing.AT_ONCE // size)
+        ready, room = queue.SimpleQueue(), queue.SimpleQueue()
+        number = min(NUM_AHEAD, TOKENS_AHEAD // size)
+        for _ in range(max(2, number // at_once)):
+            room.put(True)
+        stopped = threading.Event()
+        self._here, self._ready, self._room = collections.deque(), ready, room
+        self._stop = weakref.finalize(self, lambda: (stopped.set(), room.put(True)))
+        firsts = range(start, len(batches), at_once)
+        arguments = batches, firsts, ready, room, stopped
+        self._thread = threading.Thread(target=_read_ahead, args=arguments, daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> Batch:
+        if not self._here:
+            if not self._stop.alive:
+                raise StopIteration
+            if not self._thread.is_alive() and self._ready.empty():
+                raise RuntimeError(
+                    "batches must be taken in the process that reads them ahead; got "
+                    "another, forked from it. Call prefetch there."
+                )
+            found = self._ready.get()
+            if isinstance(found, BaseException):
+                self._stop()
+                raise found
+            self._here.extend(found)
+            self._room.put(True)
+        return self._here.popleft()
+
+
+def _read_ahead(batches, firsts: range, ready, room, stopped) -> None:
+    """Put lists of batches while there is room, and then what ended them."""
+    try:
+        for first in firsts:
+            room.get()
+            if stopped.is_set():
+                return
+            ready.put(batches.read(first, min(first + firsts.step, len(batches))))
+        ready.put(StopIteration())
+    except BaseException as error:
+        ready.put(error)

@@ -19,6 +19,7 @@ def evaluate(
     batches: Iterable,
     *,
     bayes: Sequence[float] | None = None,
+    names: Sequence[str] = (),
 ) -> dict[str, float]:
     """Return metrics of `params` over batches that are already on the mesh.
 
@@ -30,11 +31,15 @@ def evaluate(
     bayes: the least nats of each batch, where the source's probabilities are known.
     Then `bayes_loss` is their mean, `excess_loss` what the loss is above it, with its
     own `excess_se`. Standard errors are left out where only one batch has weight.
+
+    names: of the components of a mixture. Of several, eval_step gives `component_nll`,
+    `component_weight` and `component_bytes`, `[K]`, and there are loss, bits_per_byte
+    and tokens of each that has a token: `loss/wiki`.
     """
     rows = []
     for batch in batches:
         sums = eval_step(params, batch)
-        rows.append({name: float(np.asarray(value)) for name, value in sums.items()})
+        rows.append({n: np.asarray(x, np.float64) for n, x in sums.items()})
     sums = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     nll, weight = sums["nll"], sums["weight"]
     found = {
@@ -51,6 +56,8 @@ def evaluate(
         clustered["excess_se"] = excess
     if np.count_nonzero(weight) > 1:
         found |= {name: _error(x, weight) for name, x in clustered.items()}
+    if len(names) > 1:
+        found |= _by_component(sums, names)
     return {name: float(value) for name, value in found.items()}
 
 
@@ -75,6 +82,20 @@ def below_bayes(metrics: dict[str, float]) -> str:
         "hmm or several chains, it is chance: where documents are few or longer than "
         "a batch."
     )
+
+
+def _by_component(sums: dict[str, np.ndarray], names: Sequence[str]) -> dict:
+    nll, weight, size = (
+        sums[f"component_{name}"].sum(axis=0) for name in ("nll", "weight", "bytes")
+    )
+    found = {}
+    for k, name in enumerate(names):
+        if weight[k]:
+            found[f"loss/{name}"] = nll[k] / weight[k]
+            found[f"tokens/{name}"] = weight[k]
+        if size[k]:
+            found[f"bits_per_byte/{name}"] = nll[k] / LN2 / size[k]
+    return found
 
 
 def _error(sums: np.ndarray, weights: np.ndarray) -> float:

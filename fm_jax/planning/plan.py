@@ -16,7 +16,9 @@ from fm_jax.errors import UserError
 from fm_jax.models import counts
 from fm_jax.planning import topologies
 from fm_jax.planning.topologies import Topology
-from fm_jax.tokenizers import all as tokenizers
+from fm_jax.prepare import opened
+from fm_jax.tokenizers import load as tokenizers
+from fm_jax.tokenizers import plain
 from fm_jax.train import compose
 from fm_jax.train.compose import Parts
 
@@ -97,14 +99,17 @@ def corpus_of(config: configs.Config) -> tuple[configs.Config, int | None]:
 
     What fm train has prepared is looked up; nothing is built. Without it a BPE is taken
     to have the ids that it is asked for. Raises UserError when another
-    tokenizer cannot be read, or has more ids than the model.
+    tokenizer cannot be read, or has more ids than the model, and on stores that are
+    not there.
     """
     try:
-        data = compose.open_data(config, lambda line: None, may_build=False)
+        data = opened.open_data(config, lambda line: None, may_build=False)
     except UserError:
         named = config.data.tokenizer
+        if named == "store":  # its vocabulary is the stores'
+            raise
         if named == "bytes":
-            return compose.resolve(config, tokenizers.ByteTokenizer()), None
+            return compose.resolve(config, plain.ByteTokenizer()), None
         if named != "bpe":
             path = Path(named).expanduser()
             found = tokenizers.load(path, end_token=config.data.end_token)
@@ -112,12 +117,13 @@ def corpus_of(config: configs.Config) -> tuple[configs.Config, int | None]:
         size = config.model.vocab_size or -(-config.data.vocab_size // 64) * 64
         model = dataclasses.replace(config.model, vocab_size=size)
         return dataclasses.replace(config, model=model), None
-    return compose.resolve(config, data.tokenizer), len(data.train.store) - 1
+    return compose.resolve(config, data.tokenizer), data.train.num_targets
 
 
 def make(config: configs.Config, machine: Machine, corpus_tokens: int | None) -> Plan:
     """Return the plan of a resolved config on a machine; compiles its step.
 
+    Rows are taken to be full: data.packing=single has more steps in an epoch.
     Raises UserError when config and machine do not fit each other in anything but
     memory.
     """
@@ -127,7 +133,10 @@ def make(config: configs.Config, machine: Machine, corpus_tokens: int | None) ->
             "prepared yet. Give --corpus_tokens, or set train.steps or train.tokens."
         )
     layout = compose.open_layout(config, machine.devices)
-    parts = compose.build(config, layout, corpus_tokens=corpus_tokens or 0)
+    mixed = config.data.paths if config.data.source == "store" else ()
+    parts = compose.build(
+        config, layout, corpus_tokens=corpus_tokens or 0, train_names=mixed
+    )
     batch = parts.abstract_batch(config.train.batch_size)
     began = time.perf_counter()
     estimate = needed = None

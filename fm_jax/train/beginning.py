@@ -1,6 +1,7 @@
 """Where a run's first weights come from when they are another run's."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,13 +14,22 @@ from fm_jax.errors import UserError
 from fm_jax.models import zoo
 from fm_jax.models.config import ModelConfig
 from fm_jax.runs import Run
-from fm_jax.tokenizers.all import Tokenizer
+from fm_jax.tokenizers.protocol import Tokenizer
 from fm_jax.train import restore
 from fm_jax.train.compose import Parts
 from fm_jax.train.step import TrainState
 
 # What the optimizer's state follows from; its numbers may differ.
 OPTIMIZER_KEYS = ("optimizer.name", "optimizer.mu_dtype", "optimizer.nu_dtype")
+# What the next batch follows from, and how many tokens came before it; weights may
+# change later, by data.weights_at.
+NEXT_BATCH_KEYS = (
+    "train.batch_size",
+    "train.seed",
+    "data.max_length",
+    "data.packing",
+    "data.weights",
+)
 RECORDED = ("run_id", "step", "tokens", "with_optimizer")
 
 
@@ -74,8 +84,6 @@ def find(config: configs.Config, tokenizer: Tokenizer) -> Beginning | None:
             "tokenizer.json."
         )
     _check_shapes(run, record["resolved"]["model"], config.model)
-    if config.init.optimizer:
-        _check_optimizer(run, record["config"], config.raw)
     if not run.checkpoints.is_dir():
         raise UserError(
             f"config.init.from must have a checkpoint; got none in {run.path}."
@@ -85,26 +93,31 @@ def find(config: configs.Config, tokenizer: Tokenizer) -> Beginning | None:
         chosen = restore.choose(saved, step, run.path, "config.init.from's step")
     finally:
         saved.close()
-    theirs = record["config"]
-    per_step = theirs["train"]["batch_size"] * theirs["data"]["max_length"]
+    if config.init.optimizer:
+        _check_optimizer(run, record["config"], config.raw, chosen)
+    theirs, resolved = record["config"], record["resolved"]
+    per_step = resolved.get(  # older records have none, and rows without padding
+        "tokens_per_step", theirs["train"]["batch_size"] * theirs["data"]["max_length"]
+    )
     return Beginning(
         path=run.path,
-        run_id=record["resolved"]["run_id"],
+        run_id=resolved["run_id"],
         step=chosen,
-        tokens=tokens_at(chosen, per_step, record["resolved"]["init"]),
+        tokens=tokens_at(chosen, lambda step: step * per_step, resolved["init"]),
         with_optimizer=config.init.optimizer,
         has_average=bool(theirs["train"]["ema_decay"]),
     )
 
 
-def tokens_at(step: int, tokens_per_step: int, init: dict | None) -> float:
+def tokens_at(step: int, seen: Callable[[int], float], init: dict | None) -> float:
     """Return the tokens that a run has seen by `step`, those before its start too.
 
-    init: what its config.json keeps of its own beginning.
+    seen: the tokens of the first so many steps. init: what its config.json keeps of its
+    own beginning.
     """
     if init is None or not init["with_optimizer"]:
-        return float(step * tokens_per_step)
-    return init["tokens"] + (step - init["step"]) * tokens_per_step
+        return float(seen(step))
+    return init["tokens"] + seen(step) - seen(init["step"])
 
 
 def _check_shapes(run: Run, there: dict, here: ModelConfig) -> None:
@@ -125,13 +138,17 @@ def _check_shapes(run: Run, there: dict, here: ModelConfig) -> None:
             )
 
 
-def _check_optimizer(run: Run, there: dict, here: dict) -> None:
+def _check_optimizer(run: Run, there: dict, here: dict, step: int) -> None:
     old, new = configfile.flat(there), configfile.flat(here)
     kinds = {key: (old[key], new[key]) for key in OPTIMIZER_KEYS}
     for key in ("optimizer.clip_norm", "train.ema_decay"):
         kinds[f"{key} > 0"] = bool(old[key]), bool(new[key])
-    for key in ("train.batch_size", "train.seed", "data.max_length"):
-        kinds[key] = old[key], new[key]  # or its next batch would be another
+    for key in NEXT_BATCH_KEYS:
+        kinds[key] = old[key], new[key]
+    kinds[f"data.weights_at before step {step}"] = tuple(
+        tuple(change for change in keys["data.weights_at"] if change[0] < step)
+        for keys in (old, new)
+    )
     for key, (a, b) in kinds.items():
         if a != b:
             raise UserError(

@@ -1,9 +1,15 @@
-"""After the last step, or in place of it: samples, predictions, what was too big."""
+"""After the last step, or in place of it: samples, numbers, what was too big."""
+
+import shlex
+import statistics
 
 import jax
 
 from fm_jax import generation, machine, metrics
 from fm_jax.compiled import estimates
+from fm_jax.prepare.opened import Split
+from fm_jax.runs import Run
+from fm_jax.sections import SampleConfig
 from fm_jax.train.compose import Data, Parts
 from fm_jax.train.step import TrainState
 
@@ -32,6 +38,76 @@ def samples(parts: Parts, data: Data, state: TrainState) -> list[str]:
         seed=parts.config.train.seed,
     )
     return [sample.prompt + tokenizer.decode(ids) for ids in found]
+
+
+def speed(run: Run, parts: Parts, peak: float) -> dict[str, float]:
+    """Return the median speed of a run's steps, {} where too few were timed.
+
+    peak: FLOP/s of all devices.
+    """
+    _, speeds = run.series("perf/tokens_per_second")
+    if not speeds:
+        return {}
+    median = statistics.median(speeds)
+    return {
+        "perf/median_tokens_per_second": median,
+        "perf/median_mfu": median * parts.flops_per_token / peak,
+        "perf/median_step_seconds": parts.tokens_per_step / median,
+    }
+
+
+def speed_line(speed: dict[str, float], peak: float) -> str:
+    """Return `speed`, and the memory that this process took, as a line."""
+    return (
+        f"median {speed['perf/median_tokens_per_second']:,.0f} tokens/s, "
+        f"MFU {speed['perf/median_mfu']:.1%} of {peak / 1e9:,.0f} GFLOP/s; "
+        f"peak host memory {machine.peak_memory_bytes() / 1e6:,.0f} MB"
+    )
+
+
+def machine_row(compiles: metrics.CompileWatch, peak: float) -> dict[str, float]:
+    """Return what the run took of its machine, and what that can do, as a row's."""
+    return {
+        "memory/peak_host_bytes": machine.peak_memory_bytes(),
+        "compile/seconds": compiles.seconds,
+        "compile/cache_hits": compiles.hits,
+        "compile/cache_misses": compiles.misses,
+        "compile/seconds_saved": compiles.saved,
+        "perf/peak_flops": peak,
+    }
+
+
+def held_out_line(held_out: Split, final: dict[str, float]) -> str:
+    """Return the last evaluation beside its yardsticks, as a line."""
+    gzip_bits = held_out.gzip_bits_per_byte
+    return (
+        f"all held-out text, {held_out.num_bytes:,} bytes: "
+        f"{final['bits_per_byte']:.4f} bits/byte by this model"
+        f"{'' if gzip_bits is None else f', {gzip_bits:.4f} by gzip -9'}"
+        f"{above_bayes(final)}"
+    )
+
+
+def above_bayes(numbers: dict[str, float]) -> str:
+    """Return how far a loss is above the least, "" where that is not known."""
+    if "excess_loss" not in numbers:
+        return ""
+    return (
+        f"; {numbers['excess_loss']:.4f} nats/token above the best that any model can "
+        f"reach, {numbers['bayes_loss']:.4f}"
+    )
+
+
+def what_next(run: Run, sample: SampleConfig) -> str:
+    """Return what a person may type when a run is done, as lines."""
+    prompt = shlex.quote(sample.prompt if sample.num_tokens else "")
+    return (
+        f"run folder: {run.path}\n"
+        "next:\n"
+        f"  fm generate --run={run.path} --prompt={prompt}\n"
+        f"  fm eval --run={run.path}\n"
+        f"  fm report {run.path}    # makes report.html there again"
+    )
 
 
 def predicted(

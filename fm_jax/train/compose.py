@@ -1,7 +1,6 @@
 """The one place where config becomes parts: data, mesh, model, optimizer, programs."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,99 +13,17 @@ from fm_jax import checkpoints, meshes, optimizers, sharding
 from fm_jax import config as configs
 from fm_jax.accelerators import Chip
 from fm_jax.compiled import estimates
-from fm_jax.corpora import sources
-from fm_jax.corpora.chains import Chain
-from fm_jax.data import batches, store
-from fm_jax.data.examples import Windows
+from fm_jax.data import batches
+from fm_jax.data.windows import Windows
 from fm_jax.errors import UserError
 from fm_jax.models import counts, zoo
-from fm_jax.tokenizers import all as tokenizers
-from fm_jax.tokenizers.all import Tokenizer
+from fm_jax.prepare import opened
+from fm_jax.prepare.opened import Data
+from fm_jax.tokenizers.protocol import Tokenizer
 from fm_jax.train import step as steps
 
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The tokenizer, the windows of both splits, and what wrote them where known."""
-
-    tokenizer: Tokenizer
-    train: Windows
-    eval: Windows
-    chain: Chain | None = None
-
-    @functools.cached_property
-    def eval_bayes(self) -> np.ndarray | None:
-        """Summed nats of each held-out window under what wrote it, float64; or None."""
-        if self.chain is None:
-            return None
-        every = np.arange(len(self.eval))
-        sums = []
-        for some in np.array_split(every, -(-every.size * self.eval.length // 2**20)):
-            rows = self.eval.rows(some)
-            names = ("tokens", "targets", "loss_weights")
-            sums.append(self.chain.bayes_nll(*(rows[n] for n in names)).sum(1))
-        return np.concatenate(sums)
-
-
-def open_data(
-    config: configs.Config, say: Callable[[str], None], *, may_build: bool = True
-) -> Data:
-    """Return the data of a config, building what the cache does not have.
-
-    Raises UserError on data that cannot be trained on, see sources and store; also on
-    what is not in the cache, unless it may be built.
-    """
-    data = config.data
-    cache = Path(data.cache_dir).expanduser()
-    source = sources.make(
-        source=data.source,
-        paths=data.paths,
-        eval_paths=data.eval_paths,
-        eval_fraction=data.eval_fraction,
-        name=data.name,
-        tfds_dir=data.tfds_dir,
-        split=data.split,
-        eval_split=data.eval_split,
-        text_field=data.text_field,
-        on_bad_text=data.on_bad_text,
-        synthetic=dataclasses.asdict(config.synthetic),
-    )
-    identities = {split: source.identity(split) for split in sources.SPLITS}
-    tokenizer = _tokenizer(data, cache, source, identities["train"], say, may_build)
-    windows = {}
-    for split in sources.SPLITS:
-        found = store.find_or_build(
-            cache,
-            functools.partial(source.documents, split),
-            tokenizer,
-            identity=identities[split],
-            say=say,
-            may_build=may_build,
-        )
-        windows[split] = Windows(found, tokenizer, data.max_length, data.mask_documents)
-    chain = source.chain if data.source == "synthetic" else None
-    return Data(tokenizer, windows["train"], windows["eval"], chain)
-
-
-def _tokenizer(
-    data, cache: Path, source, identity: dict, say, may_build: bool
-) -> Tokenizer:
-    if data.tokenizer == "bytes":
-        return tokenizers.ByteTokenizer()
-    if data.tokenizer == "symbols":
-        return tokenizers.SymbolTokenizer(source.chain.num_symbols)
-    if data.tokenizer != "bpe":
-        return tokenizers.load(
-            Path(data.tokenizer).expanduser(), end_token=data.end_token
-        )
-    return tokenizers.find_or_train_bpe(
-        cache,
-        functools.partial(source.documents, "train"),
-        vocab_size=data.vocab_size,
-        identity=identity,
-        say=say,
-        may_build=may_build,
-    )
+# Of a step, so that a duration of whole steps is not one more by rounding.
+SLACK = 1e-12
 
 
 def resolve(config: configs.Config, tokenizer: Tokenizer) -> configs.Config:
@@ -138,11 +55,13 @@ class Parts:
     train_step: Callable
     eval_step: Callable
     abstract: steps.TrainState
+    train_names: tuple[str, ...]
+    row_tokens: float
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens of a step, over all devices and micro-batches."""
-        return self.config.train.batch_size * self.config.data.max_length
+    def tokens_per_step(self) -> float:
+        """Tokens of a step on average, over all devices and micro-batches."""
+        return self.config.train.batch_size * self.row_tokens
 
     @property
     def flops_per_token(self) -> float:
@@ -154,7 +73,7 @@ class Parts:
         return sharding.put_batch(batch, self.config.train.batch_size, self.layout)
 
     def abstract_batch(self, rows: int) -> dict:
-        """Return the shapes, dtypes and places of a batch of `rows` rows."""
+        """Return the shapes, dtypes and places of a training batch of `rows` rows."""
         length = self.config.data.max_length
         kinds = {"loss_weights": "float32"}
         names = (
@@ -165,14 +84,17 @@ class Parts:
             "segment_ids",
             "target_bytes",
         )
-        return {
+        place = sharding.batch_sharding(self.layout)
+        batch = {
             name: jax.ShapeDtypeStruct(
-                (rows, length),
-                kinds.get(name, "int32"),
-                sharding=sharding.batch_sharding(self.layout),
+                (rows, length), kinds.get(name, "int32"), sharding=place
             )
             for name in names
         }
+        if len(self.train_names) > 1:
+            of_rows = jax.ShapeDtypeStruct((rows,), "int32", sharding=place)
+            batch["components"] = of_rows
+        return batch
 
     def estimate(
         self,
@@ -241,17 +163,27 @@ def open_layout(config: configs.Config, devices: list | None = None) -> sharding
 
 
 def build(
-    config: configs.Config, layout: sharding.Layout, *, corpus_tokens: int
+    config: configs.Config,
+    layout: sharding.Layout,
+    *,
+    corpus_tokens: int,
+    row_tokens: float = 0,
+    train_names: tuple[str, ...] = (),
+    eval_names: tuple[str, ...] = (),
 ) -> Parts:
     """Return the parts of a resolved config. Nothing is allocated or compiled.
+
+    row_tokens: see `row_tokens`; 0: a row has no padding. train_names, eval_names: of
+    the stores of each split, where there are several.
 
     Raises UserError when mesh and model do not fit each other.
     """
     train = config.train
     model = zoo.build(config.model)
+    row_tokens = row_tokens or config.data.max_length
     num_steps = configs.resolve_steps(
         train,
-        tokens_per_step=train.batch_size * config.data.max_length,
+        tokens_per_step=train.batch_size * row_tokens * (1 + SLACK),
         corpus_tokens=corpus_tokens,
         num_params=counts.params(config.model).total,
     )
@@ -275,6 +207,7 @@ def build(
         z_loss=train.z_loss,
         loss_chunk=train.loss_chunk,
         ema_decay=train.ema_decay,
+        names=train_names,
     )
     return Parts(
         config=config,
@@ -286,35 +219,51 @@ def build(
         init=jax.jit(create, out_shardings=places),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(places, whole)),
         eval_step=jax.jit(
-            steps.make_eval_step(model, loss_chunk=train.loss_chunk),
+            steps.make_eval_step(model, loss_chunk=train.loss_chunk, names=eval_names),
             out_shardings=whole,
         ),
         abstract=checkpoints.abstract_of(shapes, places),
+        train_names=train_names,
+        row_tokens=row_tokens,
     )
+
+
+def row_tokens(data: Data) -> float:
+    """Return the tokens of a training row on average; the rest of it is padding.
+
+    Of a mixture by its first weights. Rows that are cut from a stream count as full:
+    of an epoch only the last is not.
+    """
+    windows = data.train.windows
+    if windows[0].packing == "split":
+        return windows[0].length
+    _, weights = data.mixture(1).weights[0]
+    summed = sum(w * x.mean_targets for w, x in zip(weights, windows, strict=True))
+    return summed / sum(weights)
+
+
+def tokens(data: Data, num_steps: int, batch_size: int) -> float:
+    """Return the tokens of the first steps, as many as their rows have on average."""
+    windows = data.train.windows
+    if windows[0].packing == "split":
+        return float(num_steps * batch_size * windows[0].length)
+    return float(data.tokens_by_store(num_steps, batch_size).sum())
 
 
 def train_batches(parts: Parts, data: Data, start: int) -> Iterator:
     """Return this process's batches from step `start` on, read ahead."""
     config = parts.config
-    plan = batches.TrainBatches(
-        data.train,
-        config.train.batch_size,
-        config.train.seed,
-        parts.num_steps,
-        sharding.local_rows(config.train.batch_size, parts.layout),
-    )
+    rows = sharding.local_rows(config.train.batch_size, parts.layout)
+    plan = opened.train_plan(data, config, num_steps=parts.num_steps, rows=rows)
     return batches.prefetch(plan, start)
 
 
-def eval_batches(parts: Parts, data: Data, max_batches: int) -> Iterable:
-    """Return the held-out batches, on the mesh one at a time."""
-    return held_out(
-        data.eval, parts.config.eval.batch_size, parts.layout, max_batches=max_batches
-    )
-
-
 def held_out(
-    windows: Windows, rows: int, layout: sharding.Layout, *, max_batches: int = 0
+    windows: tuple[Windows, ...],
+    rows: int,
+    layout: sharding.Layout,
+    *,
+    max_batches: int = 0,
 ) -> Iterable:
     """Return batches of held-out windows, on the mesh one at a time."""
     held = sharding.local_rows(rows, layout)
@@ -328,8 +277,8 @@ def held_out_bayes(data: Data, rows: int, *, max_batches: int = 0) -> list | Non
         return None
     # One more window, of no nats: what the index of padding, -1, finds.
     nats = np.append(data.eval_bayes, 0.0)
-    plan = batches.EvalBatches(data.eval, rows, np.arange(rows), max_batches)
-    return [nats[plan.indices(i)].sum() for i in range(len(plan))]
+    plan = batches.EvalBatches(data.eval.windows, rows, np.arange(rows), max_batches)
+    return [nats[plan.indices(i)[1]].sum() for i in range(len(plan))]
 
 
 def use_compile_cache(folder: str) -> None:

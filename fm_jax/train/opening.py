@@ -11,9 +11,12 @@ from fm_jax import configfile, machine, trees
 from fm_jax.checkpoints import Checkpoints, size_bytes
 from fm_jax.errors import UserError
 from fm_jax.models import counts
+from fm_jax.prepare import opened
+from fm_jax.prepare.opened import Data
 from fm_jax.runs import Run
+from fm_jax.train import compose
 from fm_jax.train.beginning import Beginning
-from fm_jax.train.compose import Data, Parts
+from fm_jax.train.compose import Parts
 
 
 def earlier_record(run: Run, raw: dict) -> dict | None:
@@ -52,12 +55,13 @@ def identity(raw: dict, workdir: Path) -> dict[str, object]:
     }
 
 
-def data_record(data: Data) -> dict[str, str]:
-    """Return digests of the tokenizer and of both splits' text."""
+def data_record(data: Data) -> dict[str, str | int]:
+    """Return digests of the tokenizer and of both splits' text, and the end id."""
     return {
         "tokenizer": data.tokenizer.fingerprint,
-        "train_store": data.train.store.path.name,
-        "eval_store": data.eval.store.path.name,
+        "end_id": data.tokenizer.end_id,
+        "train_store": data.train.name,
+        "eval_store": data.eval.name,
     }
 
 
@@ -149,6 +153,7 @@ def record(
             "steps": parts.num_steps,
             "model": dataclasses.asdict(parts.config.model),
             "params": vars(counts.params(parts.config.model)),
+            "tokens_per_step": parts.tokens_per_step,
             "flops_per_token": parts.flops_per_token,
             "flops_per_token_6n": counts.flops_per_token_6n(parts.config.model),
         },
@@ -161,24 +166,37 @@ def plan(parts: Parts, data: Data, run: Run) -> list[str]:
     """Return lines that say what is about to happen."""
     config = parts.config
     params = counts.params(config.model)
-    tokens = parts.num_steps * parts.tokens_per_step
-    corpus = len(data.train.store) - 1
-    held_out = data.eval.store
+    tokens = compose.tokens(data, parts.num_steps, config.train.batch_size)
+    full = parts.num_steps * config.train.batch_size * config.data.max_length
+    places = "tokens"
+    if tokens < full:
+        places = f"places, {tokens / full:.1%} of them tokens,"
+    corpus = data.train.num_targets
+    held_out = data.eval
     rate = data.chain.entropy_rate() if data.chain else None
     known = "" if rate is None else f"; entropy rate {rate:.4f} nats/token"
     return [
         f"model   {params.total:,} parameters ({params.non_embedding:,} without "
         f"embedding and head), {config.model.vocab_size:,} ids",
-        f"data    {corpus:,} tokens to train on, {len(held_out) - 1:,} held out "
+        f"data    {corpus:,} tokens to train on, {held_out.num_targets:,} held out "
         f"({held_out.num_bytes:,} bytes){known}",
         f"plan    {parts.num_steps:,} steps of {config.train.batch_size} x "
-        f"{config.data.max_length} tokens = {tokens:,} tokens "
+        f"{config.data.max_length} {places} = {tokens:,.0f} tokens "
         f"({tokens / corpus:.2f} epochs, {tokens / params.total:.2f} per parameter), "
         f"{tokens * parts.flops_per_token:.2e} FLOPs",
         f"memory  {size_bytes(parts.abstract) / 1e6:,.0f} MB of parameters and "
         f"optimizer, over mesh {dict(parts.layout.mesh.shape)}",
+        *_mixture(parts, data),
         f"run     {run.path}",
     ]
+
+
+def _mixture(parts: Parts, data: Data) -> list[str]:
+    """Return the share and epochs of each store, where several are mixed."""
+    if len(data.train.windows) == 1:
+        return []
+    size = parts.config.train.batch_size
+    return list(opened.repeats(data, parts.num_steps, size))
 
 
 def decayed(parts: Parts) -> list[str]:

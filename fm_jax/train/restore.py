@@ -12,9 +12,10 @@ from fm_jax.errors import UserError
 from fm_jax.evaluation import likelihood
 from fm_jax.models import zoo
 from fm_jax.models.zoo import Model
+from fm_jax.prepare import opened
 from fm_jax.runs import Run
-from fm_jax.tokenizers import all as tokenizers
-from fm_jax.tokenizers.all import Tokenizer
+from fm_jax.tokenizers import load as tokenizers
+from fm_jax.tokenizers.protocol import Tokenizer
 from fm_jax.train import compose
 from fm_jax.train.step import make_eval_step
 
@@ -42,7 +43,9 @@ def load(path: Path, step: str = "latest") -> Restored:
     record = configfile.read_run(run)
     config = configs.check(record["config"])
     tokenizer = tokenizers.load(
-        path / "tokenizer.json", end_token=config.data.end_token
+        path / "tokenizer.json",
+        end_token=config.data.end_token,
+        end_id=record["data"].get("end_id", -1),  # older records have none
     )
     config = compose.resolve(config, tokenizer)
     if not run.checkpoints.is_dir():
@@ -67,8 +70,8 @@ def evaluate(path: Path, step: str = "latest") -> dict[str, float]:
     Raises UserError also when the run's data is no longer what it was trained with.
     """
     held = load(path, step)
-    data = compose.open_data(held.config, lambda line: None)
-    if Run(path).read_config()["data"]["eval_store"] != data.eval.store.path.name:
+    data = opened.open_data(held.config, lambda line: None)
+    if Run(path).read_config()["data"]["eval_store"] != data.eval.name:
         raise UserError(
             f"the held-out text must be what {path} was trained with; got "
             "another. Restore the files."
@@ -76,13 +79,14 @@ def evaluate(path: Path, step: str = "latest") -> dict[str, float]:
     layout = _copies()
     count = layout.mesh.size
     rows = -(-held.config.eval.batch_size // count) * count
-    loss_chunk = held.config.train.loss_chunk
+    loss_chunk, names = held.config.train.loss_chunk, data.eval.names
     with layout.active():
         return likelihood.evaluate(
-            jax.jit(make_eval_step(held.model, loss_chunk=loss_chunk)),
+            jax.jit(make_eval_step(held.model, loss_chunk=loss_chunk, names=names)),
             held.params,
-            compose.held_out(data.eval, rows, layout),
+            compose.held_out(data.eval.windows, rows, layout),
             bayes=compose.held_out_bayes(data, rows),
+            names=names,
         )
 
 

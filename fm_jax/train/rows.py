@@ -6,10 +6,11 @@ import jax
 
 from fm_jax.machine import git_state
 from fm_jax.models import counts
+from fm_jax.prepare.opened import Data
 from fm_jax.runs import Run
 from fm_jax.tables import schema
-from fm_jax.train import beginning
-from fm_jax.train.compose import Data, Parts
+from fm_jax.train import beginning, compose
+from fm_jax.train.compose import Parts
 
 
 class Table:
@@ -51,11 +52,15 @@ class Table:
                 found |= row
         return found
 
+    def _seen(self, num_steps: int) -> float:
+        size = self.parts.config.train.batch_size
+        return compose.tokens(self.data, num_steps, size)
+
     def _append(self, step: int, status: str, held_out: dict[str, float]) -> None:
         parts, config = self.parts, self.parts.config
         params = counts.params(config.model)
-        tokens = beginning.tokens_at(step, parts.tokens_per_step, self.resolved["init"])
-        corpus = len(self.data.train.store) - 1
+        tokens = beginning.tokens_at(step, self._seen, self.resolved["init"])
+        corpus = self.data.train.num_targets
         init, noted = self.resolved["init"] or {}, self._noted(step)
         warmup = max(1, round(config.schedule.warmup_fraction * parts.num_steps))
         row = schema.row(
@@ -73,11 +78,13 @@ class Table:
             params_embedding=params.embedding,
             params_head=params.head,
             params_matmul=params.matmul,
-            tokens=int(tokens),
-            unique_tokens=int(min(tokens, corpus)),
+            tokens=round(tokens),
+            unique_tokens=round(
+                self.data.unique_tokens(tokens, step, config.train.batch_size)
+            ),
             epochs=tokens / corpus,
             max_length=config.data.max_length,
-            batch_tokens=parts.tokens_per_step,
+            batch_tokens=round(parts.tokens_per_step),
             flops_exact=tokens * parts.flops_per_token,
             flops_6n_total=6.0 * params.total * tokens,
             flops_6n_non_embedding=6.0 * params.non_embedding * tokens,
@@ -87,7 +94,7 @@ class Table:
             schedule=config.schedule.name,
             schedule_fraction=step / parts.num_steps,
             is_final=step == parts.num_steps,
-            warmup_tokens=warmup * parts.tokens_per_step,
+            warmup_tokens=round(self._seen(warmup)),
             beta2=config.optimizer.beta2,
             weight_decay=config.optimizer.weight_decay,
             train_loss=noted.get("train/loss"),
@@ -96,7 +103,7 @@ class Table:
             bits_per_byte=held_out.get("bits_per_byte"),
             bayes_loss=held_out.get("bayes_loss"),
             tokenizer=self.data.tokenizer.fingerprint,
-            dataset=self.data.train.store.path.name,
+            dataset=self.data.train.name,
             wall_seconds=time.monotonic() - self.began,
             device=jax.devices()[0].device_kind,
             num_devices=jax.device_count(),

@@ -2,8 +2,6 @@
 
 import contextlib
 import math
-import shlex
-import statistics
 import sys
 from pathlib import Path
 
@@ -16,10 +14,13 @@ from fm_jax.cluster import together
 from fm_jax.compiled import estimates
 from fm_jax.errors import DivergedError, OutOfMemoryError, UserError
 from fm_jax.evaluation import likelihood
+from fm_jax.prepare import opened
+from fm_jax.prepare.opened import Data
 from fm_jax.runs import Run
 from fm_jax.train import beginning, closing, compose, loop, opening, rows
+from fm_jax.train import step as steps
 from fm_jax.train.beginning import Beginning
-from fm_jax.train.compose import Data, Parts
+from fm_jax.train.compose import Parts
 from fm_jax.train.progress import Progress
 from fm_jax.train.step import TrainState
 
@@ -44,12 +45,22 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
     with clock.phase("devices"):
         layout = compose.open_layout(config)
     with clock.phase("prepare_data"):
-        data = together.each(lambda: compose.open_data(config, _print))
+        data = together.each(lambda: opened.open_data(config, _print))
         together.agree("the data", opening.data_record(data))
+        # Here plans of rows are made, where there are any.
+        row_tokens = together.each(lambda: compose.row_tokens(data))
+        together.each(lambda: len(data.eval))
     if earlier is not None:
         opening.refuse_other_data(run, earlier["data"], opening.data_record(data))
     config = compose.resolve(config, data.tokenizer)
-    parts = compose.build(config, layout, corpus_tokens=len(data.train.store) - 1)
+    parts = compose.build(
+        config,
+        layout,
+        corpus_tokens=data.train.num_targets,
+        row_tokens=row_tokens,
+        train_names=data.train.names,
+        eval_names=data.eval.names,
+    )
     if together.on_main(run.done_step) == parts.num_steps:
         _print(
             f"This run is done: {run.path}. Choose another --workdir for a new one, or "
@@ -70,6 +81,7 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
     if saved:
         init = earlier["resolved"]["init"]
     record = opening.record(parts, data, command, earlier, run.path, init)
+    lines = opening.plan(parts, data, run)
 
     with contextlib.ExitStack() as stack:
         together.on_main(lambda: stack.enter_context(run.held()))
@@ -82,7 +94,7 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
                 lambda: run.write("tokenizer.json", data.tokenizer.to_json())
             )
             with parts.layout.active():
-                trainer.train(begins, goes_on=earlier is not None)
+                trainer.train(begins, lines, goes_on=earlier is not None)
         except BaseException as error:
             if estimates.is_out_of_memory(error):
                 error = OutOfMemoryError(
@@ -118,9 +130,11 @@ class _Trainer:
         self.held_before, self.step_fn = 0, None
         self.progress: Progress | None = None
 
-    def train(self, begins: Beginning | None, *, goes_on: bool) -> None:
+    def train(
+        self, begins: Beginning | None, lines: list[str], *, goes_on: bool
+    ) -> None:
         parts, config = self.parts, self.config
-        for line in opening.plan(parts, self.data, self.run):
+        for line in lines:
             self._say(line)
         self.run.log("weight decay on: " + ", ".join(opening.decayed(parts)))
         with contextlib.ExitStack() as stack:
@@ -213,9 +227,10 @@ class _Trainer:
             self.run.append({"step": step, **row})
             if step < self.parts.num_steps:
                 self.table.add(step, numbers)
+            above = closing.above_bayes(numbers)
             self._say(
                 f"step {step}: held-out loss {numbers['loss']:.4f} nats/token, "
-                f"{numbers['bits_per_byte']:.4f} bits/byte{_above_bayes(numbers)}"
+                f"{numbers['bits_per_byte']:.4f} bits/byte{above}"
             )
         elif self._saves(step):
             self._evaluate(step, state, 1)  # what has no loss is not worth saving
@@ -225,6 +240,7 @@ class _Trainer:
                 saved.save(step, self.parts.state_parts(state), measured)
 
     def _on_metrics(self, step: int, numbers: dict[str, float]) -> None:
+        numbers = steps.present(numbers)
         self.table.note(step, numbers)
         self.rate.add(step)
         if "total" not in self.startup:
@@ -233,7 +249,8 @@ class _Trainer:
         speed = steps_per_second * self.parts.tokens_per_step
         mfu = speed * self.parts.flops_per_token / self.peak
         if step % self.config.log.every == 0 or step == self.parts.num_steps:
-            row = {"step": step, **numbers}
+            seen = self.data.tokens_seen(step, self.config.train.batch_size)
+            row = {"step": step, **numbers, **seen}
             if speed:
                 row |= {"perf/tokens_per_second": speed, "perf/mfu": mfu}
             self.run.append(row)
@@ -273,10 +290,16 @@ class _Trainer:
             numbers = likelihood.evaluate(
                 self.parts.eval_step,
                 state.weights(),
-                compose.eval_batches(self.parts, self.data, max_batches),
+                compose.held_out(
+                    self.data.eval.windows,
+                    self.config.eval.batch_size,
+                    self.parts.layout,
+                    max_batches=max_batches,
+                ),
                 bayes=compose.held_out_bayes(
                     self.data, self.config.eval.batch_size, max_batches=max_batches
                 ),
+                names=self.data.eval.names,
             )
         if not math.isfinite(numbers["loss"]):
             raise DivergedError("the held-out loss", numbers["loss"], step)
@@ -301,49 +324,28 @@ class _Trainer:
             _print(f"\n--- a sample, going on from {prompt!r}:\n{text}\n---\n")
 
     def _finish(self, final: dict[str, float]) -> None:
-        run, held_out = self.run, self.data.eval.store
-        gzip_bits = held_out.header["gzip_bytes"] * 8 / held_out.num_bytes
+        run, last = self.run, self.parts.num_steps
         with self.clock.phase("measure"):
             # Again, and the better: a busy moment at the start would flatter the MFU.
             self.peak = max(self.peak, metrics.peak_flops(self.config.model.dtype)[0])
-        _, speeds = run.series("perf/tokens_per_second")
-        speed = {}
-        if speeds:
-            median = statistics.median(speeds)
-            mfu = median * self.parts.flops_per_token / self.peak
-            speed = {
-                "perf/median_tokens_per_second": median,
-                "perf/median_mfu": mfu,
-                "perf/median_step_seconds": self.parts.tokens_per_step / median,
-            }
-            self._say(
-                f"median {median:,.0f} tokens/s, MFU {mfu:.1%} of "
-                f"{self.peak / 1e9:,.0f} GFLOP/s; peak host memory "
-                f"{machine.peak_memory_bytes() / 1e6:,.0f} MB"
-            )
+        speed = closing.speed(run, self.parts, self.peak)
+        if speed:
+            self._say(closing.speed_line(speed, self.peak))
         self.clock.settle()
+        gzip_bits = self.data.eval.gzip_bits_per_byte
         run.append(
             {
-                "step": self.parts.num_steps,
+                "step": last,
                 **self._row("final", final),
-                "gzip/bits_per_byte": gzip_bits,
-                "memory/peak_host_bytes": machine.peak_memory_bytes(),
-                "compile/seconds": self.compiles.seconds,
-                "compile/cache_hits": self.compiles.hits,
-                "compile/cache_misses": self.compiles.misses,
-                "compile/seconds_saved": self.compiles.saved,
-                "perf/peak_flops": self.peak,
+                **({} if gzip_bits is None else {"gzip/bits_per_byte": gzip_bits}),
+                **closing.machine_row(self.compiles, self.peak),
                 **speed,
                 **{f"time/{n}_seconds": s for n, s in self.clock.seconds.items()},
             }
         )
-        self._say(
-            f"all held-out text, {held_out.num_bytes:,} bytes: "
-            f"{final['bits_per_byte']:.4f} bits/byte by this model, "
-            f"{gzip_bits:.4f} by gzip -9{_above_bayes(final)}"
-        )
-        self.table.add(self.parts.num_steps, final)
-        run.write("DONE", f"{self.parts.num_steps}\n")
+        self._say(closing.held_out_line(self.data.eval, final))
+        self.table.add(last, final)
+        run.write("DONE", f"{last}\n")
         try:
             predicted = closing.predicted(
                 self.parts, self.step_fn, self.peak, self.held_before
@@ -351,30 +353,13 @@ class _Trainer:
         except Exception as error:  # of a compiler whose text we never read: no harm
             self._say(f"nothing can be said of what was predicted ({error!r})")
         else:
-            run.append({"step": self.parts.num_steps, **predicted})
+            run.append({"step": last, **predicted})
         together.on_main(lambda: report.write([run.path], run.path / "report.html"))
-        sample = self.config.sample
-        prompt = shlex.quote(sample.prompt if sample.num_tokens else "")
-        _print(
-            f"run folder: {run.path}\n"
-            "next:\n"
-            f"  fm generate --run={run.path} --prompt={prompt}\n"
-            f"  fm eval --run={run.path}\n"
-            f"  fm report {run.path}    # makes report.html there again"
-        )
+        _print(closing.what_next(run, self.config.sample))
 
     def _say(self, line: str) -> None:
         self.run.log(line)
         (self.progress.say if self.progress else _print)(line)
-
-
-def _above_bayes(numbers: dict[str, float]) -> str:
-    if "excess_loss" not in numbers:
-        return ""
-    return (
-        f"; {numbers['excess_loss']:.4f} nats/token above the best that any model can "
-        f"reach, {numbers['bayes_loss']:.4f}"
-    )
 
 
 def _print(line: str) -> None:

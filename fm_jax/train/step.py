@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,9 +59,17 @@ def state_shardings(
     )
 
 
-def loss_sums(model: Model, *, z_loss: float, loss_chunk: int) -> Callable:
-    """Return f(params, batch) -> (summed loss in nats, sums), over weighted targets."""
+def loss_sums(
+    model: Model, *, z_loss: float, loss_chunk: int, num_components: int = 1
+) -> Callable:
+    """Return f(params, batch) -> (summed loss in nats, sums), over weighted targets.
+
+    Sums: `nll`, `weight`, `correct`, `bytes`. Of several components (K) also
+    `component_nll`, `component_weight` and `component_bytes`, `[K]`, by what
+    `components` `[B]` in the batch says of each row.
+    """
     config = model.config
+    is_mixed = num_components > 1
 
     def sums_of(params, batch):
         batch = sharding.cut_rows(batch)
@@ -77,9 +85,18 @@ def loss_sums(model: Model, *, z_loss: float, loss_chunk: int) -> Callable:
             z_loss=z_loss,
             chunk=loss_chunk,
             dtype=jnp.dtype(config.dtype),
+            by_row=is_mixed,
         )
-        counted = batch["target_bytes"] * (batch["loss_weights"] > 0)
-        return total, sums | {"bytes": jnp.sum(counted).astype(jnp.float32)}
+        counted_BT = batch["target_bytes"] * (batch["loss_weights"] > 0)
+        sums |= {"bytes": jnp.sum(counted_BT).astype(jnp.float32)}
+        if is_mixed:
+            by_row = {
+                "component_nll": sums.pop("row_nll"),
+                "component_weight": jnp.sum(batch["loss_weights"], axis=1),
+                "component_bytes": jnp.sum(counted_BT, axis=1).astype(jnp.float32),
+            }
+            sums |= _by_component(by_row, batch["components"], num_components)
+        return total, sums
 
     return sums_of
 
@@ -93,15 +110,21 @@ def make_train_step(
     z_loss: float,
     loss_chunk: int,
     ema_decay: float,
+    names: Sequence[str] = (),
 ) -> Callable:
     """Return f(state, batch) -> (state, metrics).
 
     The gradient is that of the summed loss over all micro-batches, divided once by the
     sum of weights: cutting a batch up changes nothing but rounding.
+
+    names: of the components of a mixture. Of several, metrics have the loss and the
+    tokens of each in this step, which the batch's `components` tell apart; the loss is
+    0 where there are no tokens: see `present`.
     """
-    grad_of = jax.value_and_grad(
-        loss_sums(model, z_loss=z_loss, loss_chunk=loss_chunk), has_aux=True
+    sums_of = loss_sums(
+        model, z_loss=z_loss, loss_chunk=loss_chunk, num_components=len(names)
     )
+    grad_of = jax.value_and_grad(sums_of, has_aux=True)
 
     def train_step(state, batch):
         grads, sums = _accumulated(grad_of, state.params, batch, accumulation)
@@ -120,15 +143,48 @@ def make_train_step(
             "grads/norm": optax.tree.norm(grads),
             "optimizer/learning_rate": rate(state.step),
         }
+        if len(names) > 1:
+            metrics |= _metrics_by_component(sums, names)
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return train_step
 
 
-def make_eval_step(model: Model, *, loss_chunk: int) -> Callable:
-    """Return f(params, batch) -> sums `nll`, `weight`, `correct`, `bytes`."""
-    sums_of = loss_sums(model, z_loss=0.0, loss_chunk=loss_chunk)
+def make_eval_step(
+    model: Model, *, loss_chunk: int, names: Sequence[str] = ()
+) -> Callable:
+    """Return f(params, batch) -> sums, see `loss_sums`; names: of the components."""
+    sums_of = loss_sums(
+        model, z_loss=0.0, loss_chunk=loss_chunk, num_components=len(names)
+    )
     return lambda params, batch: sums_of(params, batch)[1]
+
+
+def present(metrics: dict[str, float]) -> dict[str, float]:
+    """Return a step's metrics without the losses of components it had no tokens of."""
+    absent = {
+        name.replace("train/tokens/", "train/loss/", 1)
+        for name, value in metrics.items()
+        if name.startswith("train/tokens/") and value == 0
+    }
+    return {name: value for name, value in metrics.items() if name not in absent}
+
+
+def _by_component(by_row, components_B, num_components):
+    """Return `[K]` sums of `[B]` ones: together, so that devices talk once."""
+    rows_SB = jnp.stack(list(by_row.values()))  # S of the sums
+    is_of_BK = components_B[:, None] == jnp.arange(num_components)
+    sums_SK = jnp.sum(jnp.where(is_of_BK, rows_SB[:, :, None], 0), axis=1)
+    return dict(zip(by_row, sums_SK, strict=True))
+
+
+def _metrics_by_component(sums, names):
+    losses_K = sums["component_nll"] / jnp.maximum(sums["component_weight"], 1e-9)
+    metrics = {}
+    for k, name in enumerate(names):
+        metrics[f"train/loss/{name}"] = losses_K[k]
+        metrics[f"train/tokens/{name}"] = sums["component_weight"][k]
+    return metrics
 
 
 def _accumulated(grad_of, params, batch, accumulation):

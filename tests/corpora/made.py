@@ -1,4 +1,4 @@
-"""Small corpora, and the sources made over them."""
+"""Small corpora, the sources made over them, and what is read from those."""
 
 import gzip
 import pathlib
@@ -8,6 +8,7 @@ import pytest
 import zstandard
 
 from fm_jax.corpora import sources
+from fm_jax.corpora.documents import Reading
 from fm_jax.errors import UserError
 
 DEFAULTS = {
@@ -20,23 +21,45 @@ DEFAULTS = {
     "split": "train",
     "eval_split": "validation",
     "text_field": "text",
-    "on_bad_text": "error",
     "synthetic": {},
+    "cache": None,
 }
+POLICY = {"on_bad_text": "error", "max_document_bytes": 1 << 22}
 
 
 def make(**fields):
     return sources.make(**DEFAULTS | fields)
 
 
-def texts(*paths, **fields):
-    """Return all the texts of files, in order, nothing held out."""
-    paths = tuple(map(str, paths))
+def read(source, split="train", **policy):
+    """Return all texts of a split."""
+    return list(sources.documents(source, split, **POLICY | policy))
+
+
+def over(*paths, **fields):
+    """Return a source over files, nothing of them held out."""
     with tempfile.TemporaryDirectory() as folder:
         held_out = pathlib.Path(folder, "held_out.txt")
         held_out.write_text("never read")
-        source = make(**{"paths": paths, "eval_paths": (str(held_out),)} | fields)
-        return list(source.documents("train"))
+        paths = tuple(map(str, paths))
+        return make(**{"paths": paths, "eval_paths": (str(held_out),)} | fields)
+
+
+def met(source, **policy):
+    """Return the texts of the train split by their places, and what was met."""
+    reading = Reading(**POLICY | policy)
+    reader = sources.open_reader(source.spec("train"))
+    found = [
+        (piece.where(place), text)
+        for piece in source.pieces("train")
+        for place, text in reader(piece, reading)
+    ]
+    return found, reading.to_json()
+
+
+def texts(*paths, text_field="text", **policy):
+    """Return all the texts of files, in order, nothing held out."""
+    return read(over(*paths, text_field=text_field), **policy)
 
 
 def refusal(function, *args, **kwargs):
@@ -61,4 +84,11 @@ def write_corpus(folder, num_files):
         path.write_text(path.relative_to(folder).as_posix())
 
 
-# What is read.
+def write_records(path, records):
+    """Write an ArrayRecord file."""
+    from array_record.python import array_record_module
+
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()

@@ -1,59 +1,77 @@
-"""Tests of text files: which are found, how they are opened, what is refused."""
+"""Tests of which files there are: by globs, folders and names, and what is refused."""
 
+import glob
 import gzip
-import json
+import os
 import sysconfig
 
-import numpy as np
 import pytest
 
-from fm_jax.corpora import files, sources
-from tests.corpora.made import PACK, make, refusal, texts, write_corpus
+from fm_jax.corpora import files, paths, sources
+from tests.corpora.made import make, read, refusal, texts, write_corpus
+
+KNOWN = (
+    "text (.txt, .md, .py and the like), .jsonl, each also .gz or .zst, .parquet or "
+    ".array_record"
+)
 
 
-@pytest.mark.parametrize("packing", PACK)
-@pytest.mark.parametrize("suffix", [".txt", ".md", ".py"])
-def test_a_text_file_is_one_document_however_it_is_packed(suffix, packing, tmp_path):
-    path = tmp_path / f"one{suffix}{packing}"
-    path.write_bytes(PACK[packing]("été\r\n\x00 \U0001f642\n".encode()))
-    assert texts(path) == ["été\r\n\x00 \U0001f642\n"]
+def found(*patterns):
+    return list(files.matching(tuple(map(str, patterns)), "data.paths"))
 
 
-@pytest.mark.parametrize("packing", PACK)
-def test_each_jsonl_line_with_text_is_a_document(packing, tmp_path):
-    path = tmp_path / f"rows.jsonl{packing}"
-    lines = ['{"text": "a\\nb", "n": 1}', "", '{"text": ""}', '{"text": "\\u00e9"}']
-    path.write_bytes(PACK[packing]("\n".join(lines).encode()))
-    assert texts(path) == ["a\nb", "é"]
+def write(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
 
 
-def test_text_field_names_the_field_of_jsonl(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "no", "body": "yes"}\n')
-    assert texts(path, text_field="body") == ["yes"]
-
-
-@pytest.mark.parametrize("packing", [".gz", ".zst"])
-@pytest.mark.parametrize("size", [3, 300_000])
-def test_packed_files_joined_end_to_end_are_read_to_the_end(packing, size, tmp_path):
-    one, two = (np.random.default_rng(s).bytes(size).hex() for s in (1, 2))
-    path = tmp_path / f"joined.txt{packing}"
-    path.write_bytes(PACK[packing](one.encode()) + PACK[packing](two.encode()))
-    assert texts(path) == [one + two]
-
-
-def test_empty_files_are_no_documents(tmp_path):
-    (tmp_path / "a.txt").write_text("")
-    (tmp_path / "b.txt").write_text("b")
-    assert texts(tmp_path) == ["b"]
+@pytest.mark.parametrize(
+    ("path", "suffix", "packing", "is_known"),
+    [
+        ("a.txt", ".txt", "", True),
+        ("/b.md/a.TXT.GZ", ".txt", ".gz", True),
+        ("a.2024.jsonl.zst", ".jsonl", ".zst", True),
+        ("a.parquet", ".parquet", "", True),
+        ("a.parquet.gz", ".gz", ".gz", False),
+        ("a.array_record", ".array_record", "", True),
+        ("a.gz", ".gz", ".gz", False),
+        ("README", "", "", False),
+        (".txt", "", "", False),
+        ("photo.png", ".png", "", False),
+        ("s3://b.md/a.py?x.gz", ".gz", ".gz", False),
+        ("https://b.md/a.py.gz?download=true", ".py", ".gz", True),
+    ],
+)
+def test_a_suffix_says_what_a_file_holds(path, suffix, packing, is_known):
+    assert paths.suffix_of(path) == suffix
+    assert paths.packing_of(path) == packing
+    assert paths.is_known(path) == is_known
 
 
 def test_a_folder_stands_for_all_text_under_it_in_name_order(tmp_path):
-    for name in ["z.txt", "inner/deep/y.md", "inner/x.py", "w.jsonl", "photo.png"]:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"text": name}) if name == "w.jsonl" else name)
-    assert texts(tmp_path) == ["inner/deep/y.md", "inner/x.py", "w.jsonl", "z.txt"]
+    names = ["z.txt", "inner/deep/y.md", "inner/x.py", "w.jsonl.gz", "v.parquet"]
+    write(tmp_path, *names, "photo.png", "inner-/b.rs", "u.array_record", "t.zst")
+    assert found(tmp_path) == [
+        "inner/deep/y.md",
+        "inner/x.py",
+        "inner-/b.rs",
+        "u.array_record",
+        "v.parquet",
+        "w.jsonl.gz",
+        "z.txt",
+    ]
+
+
+def test_what_is_hidden_in_a_folder_is_left_out_unless_it_is_named(tmp_path):
+    write(tmp_path, "a.txt", ".b.txt", ".git/c.txt")
+    assert found(tmp_path) == ["a.txt"]
+    assert found(tmp_path, tmp_path / ".git", tmp_path / ".b.txt") == [
+        ".b.txt",
+        ".git/c.txt",
+        "a.txt",
+    ]
 
 
 def test_globs_cross_folders_and_pass_by_what_is_not_text(tmp_path):
@@ -61,6 +79,13 @@ def test_globs_cross_folders_and_pass_by_what_is_not_text(tmp_path):
     (tmp_path / "part0" / "0.bin").write_text("no")
     assert texts(f"{tmp_path}/**/[03].*") == ["part0/0.txt", "part0/3.txt"]
     assert len(texts(f"{tmp_path}/**")) == 5
+
+
+def test_a_path_that_exists_as_it_is_spelt_is_no_glob(tmp_path):
+    write(tmp_path, "a[1].txt", "a1.txt", "b*/x.txt", "bc/y.txt")
+    assert found(tmp_path / "a[1].txt") == ["a[1].txt"]
+    assert found(tmp_path / "b*") == ["x.txt"]
+    assert found(tmp_path / "a[12].txt") == ["a1.txt"]
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
@@ -72,8 +97,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 def test_a_file_that_two_patterns_match_is_read_once(tmp_path, monkeypatch):
     write_corpus(tmp_path, 2)
     monkeypatch.chdir(tmp_path)
-    read = texts("part0/0.txt", f"{tmp_path}/part0", f"{tmp_path}/part1/../part0/*")
-    assert read == ["part0/0.txt"]
+    patterns = ["part0/0.txt", f"{tmp_path}/part0", f"{tmp_path}/part1/../part0/*"]
+    assert texts(*patterns) == ["part0/0.txt"]
 
 
 def test_a_link_is_read_by_its_own_suffix_and_not_its_targets(tmp_path):
@@ -81,6 +106,42 @@ def test_a_link_is_read_by_its_own_suffix_and_not_its_targets(tmp_path):
     (tmp_path / "blobs" / "5ca1ab1e").write_bytes(gzip.compress(b'{"text": "in"}'))
     (tmp_path / "rows.jsonl.gz").symlink_to("blobs/5ca1ab1e")
     assert texts(tmp_path / "rows.jsonl.gz") == ["in"]
+
+
+def test_a_linked_folder_is_walked_once_and_circles_end(tmp_path):
+    write(tmp_path, "far/a.txt", "corpus/b.txt")
+    for link in ["one", "two"]:
+        (tmp_path / "corpus" / link).symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "corpus")
+    assert found(tmp_path / "corpus") == ["b.txt", "one/a.txt"]
+    assert found(tmp_path / "corpus" / "one") == ["a.txt", "back/b.txt"]
+
+
+def test_a_link_up_from_a_linked_folder_is_followed_where_it_leads(tmp_path):
+    write(tmp_path, "far/in/a.txt", "far/b.txt", "b.txt")
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "in")
+    found = files.matching((f"{tmp_path}/link/../b.txt",), "data.paths")
+    assert found == {"b.txt": f"{tmp_path}/far/b.txt"}
+
+
+def test_names_of_files_that_have_only_the_root_in_common_are_whole(tmp_path):
+    os.makedirs(tmp_path / "x")
+    write(tmp_path / "x", "a.txt")
+    names = files.matching((str(tmp_path), f"file://{tmp_path}/x/a.txt"), "data.paths")
+    assert names == {
+        f"{tmp_path}/x/a.txt": f"{tmp_path}/x/a.txt",
+        f"file://{tmp_path}/x/a.txt": f"file://{tmp_path}/x/a.txt",
+    }
+
+
+def test_missing_paths_are_refused_with_where_they_were_looked_for(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(make, paths=("none/*.txt",)) == (
+        "data.paths must match files; got none for 'none/*.txt'. It was looked for in "
+        f"{tmp_path}."
+    )
 
 
 def test_missing_paths_are_refused(tmp_path):
@@ -99,70 +160,35 @@ def test_missing_paths_are_refused(tmp_path):
     )
 
 
-def test_a_named_file_that_is_not_text_is_refused(tmp_path):
+@pytest.mark.parametrize("folder", ["{}", "{}*"])
+def test_a_named_file_that_is_not_text_is_refused(folder, tmp_path):
     path = tmp_path / "photo.png"
     path.write_bytes(b"")
-    assert refusal(make, paths=(str(path),)) == (
-        "data.paths must name text (.txt, .md, .py, .jsonl, each also .gz or .zst); "
-        f"got {path}."
+    assert refusal(found, f"{folder.format(tmp_path)}/photo.png") == (
+        f"data.paths must name {KNOWN}; got {path}. Name it .txt if it is text."
     )
 
 
 def test_patterns_that_match_no_text_are_refused(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"")
-    assert refusal(make, paths=(str(tmp_path), f"{tmp_path}/*")) == (
-        "data.paths must match text files (.txt, .md, .py, .jsonl, each also .gz or "
-        f".zst); got none in {tmp_path}, {tmp_path}/*."
+    assert refusal(found, tmp_path, f"{tmp_path}/*") == (
+        f"data.paths must match {KNOWN}; got none in {tmp_path}, {tmp_path}/*."
     )
 
 
-def test_a_file_that_has_gone_since_is_refused(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("a")
-    source = make(paths=(str(path),))
-    path.unlink()
-    expected = f"data file must be readable; got {path} (No such file or directory)."
-    assert refusal(source.identity, "train") == expected
-    assert refusal(lambda: list(source.documents("train"))) == expected
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    write(tmp_path, "a.txt", "inner/b.txt")
+    real = os.scandir
 
+    def locked(path):
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
 
-def cut(packed):
-    return packed[: len(packed) // 2]
-
-
-def cut_at_once(packed):
-    return packed[:5]
-
-
-def scratch(packed):
-    middle = len(packed) // 2
-    return packed[:middle] + b"\xff" * 50 + packed[middle + 50 :]
-
-
-def scratch_the_first_block(packed):
-    return packed[:10] + b"\xff" * 4 + packed[14:]  # of a kind that does not exist
-
-
-def unpacked(packed):
-    return b"plain text that someone renamed"
-
-
-@pytest.mark.parametrize(
-    "damage", [cut, cut_at_once, scratch, scratch_the_first_block, unpacked]
-)
-@pytest.mark.parametrize("packing", [".gz", ".zst"])
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
-def test_a_damaged_packed_file_is_refused_and_never_cut_short(
-    suffix, packing, damage, tmp_path
-):
-    path = tmp_path / f"a{suffix}{packing}"
-    random = np.random.default_rng(0).bytes(150_000).hex()
-    rows = [{"text": random[n : n + 1000]} for n in range(0, len(random), 1000)]
-    raw = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(damage(PACK[packing](raw)))
-    text = refusal(texts, path, on_bad_text="skip")
-    assert text.startswith(f"data file must be readable; got {path} (")
-    assert text.endswith("). Restore it or take it out of data.paths.")
+    monkeypatch.setattr(os, "scandir", locked)
+    assert refusal(found, tmp_path) == (
+        f"data.paths must be readable; got {tmp_path}/inner (Permission denied)."
+    )
 
 
 def test_the_standard_library_is_clean_utf8_without_tests_or_installed_packages():
@@ -172,9 +198,9 @@ def test_the_standard_library_is_clean_utf8_without_tests_or_installed_packages(
     assert not folders & {"test", "tests", "idle_test", "site-packages"}
     assert not folders & {"dist-packages", "__pycache__"}
     source = make(source="stdlib", eval_fraction=0.05)
-    read = [text for split in sources.SPLITS for text in source.documents(split)]
-    assert sum(len(t.encode()) for t in read) == sum(
-        path.stat().st_size for path in found.values()
+    every = [text for split in sources.SPLITS for text in read(source, split)]
+    assert sum(len(t.encode()) for t in every) == sum(
+        os.path.getsize(path) for path in found.values()
     )
 
 
@@ -184,3 +210,25 @@ def test_a_python_without_its_sources_is_refused(tmp_path, monkeypatch):
         f"the standard library must have its source files; got none under {tmp_path}. "
         "Use another Python, or --config.data.source=text."
     )
+
+
+def test_a_glob_walks_each_folder_once_and_circles_end(tmp_path):
+    write(tmp_path, "far/a.txt", "corpus/b.txt", "corpus/.hidden/c.txt")
+    write(tmp_path, "corpus/d/b.md")
+    for link in ["one", "two"]:
+        (tmp_path / "corpus" / link).symlink_to(tmp_path / "far")
+        (tmp_path / "far" / f"{link}-back").symlink_to(tmp_path / "corpus")
+    assert found(tmp_path / "corpus/**/*.txt") == ["b.txt", "one/a.txt"]
+    assert found(tmp_path / "corpus/**/d/**/*.md") == ["b.md"]
+    assert found(tmp_path / "corpus/**/.hidden/*") == ["c.txt"]
+    assert found(tmp_path / "corpus/**") == ["b.txt", "d/b.md", "one/a.txt"]
+
+
+def test_globs_match_what_the_standard_ones_do(tmp_path, monkeypatch):
+    write(tmp_path, "a.txt", "b/a.txt", "b/c/a.txt", "b/[x]/d.txt", "b/.e/f.txt")
+    monkeypatch.chdir(tmp_path)
+    for pattern in ["**/*.txt", "**/a.*", "b/**/a.txt", "**/c/*", "*/**/[ad].txt"]:
+        for at in ["", f"{tmp_path}/"]:
+            expected = glob.glob(at + pattern, recursive=True)
+            ours = files.matching((at + pattern,), "data.paths").values()
+            assert sorted(ours) == sorted(map(os.path.abspath, expected))

@@ -1,19 +1,36 @@
 """Tests that the order of data is a function: of seed, epoch and index alone."""
 
 import collections
+import concurrent.futures
+import hashlib
+import pathlib
+import subprocess
+import sys
+import threading
+import time
 import tracemalloc
 
+import grain
 import numpy as np
 import pytest
 
-from fm_jax.data import batches, store
+from fm_jax.data import batches
+from fm_jax.data import windows as windowing
 from fm_jax.data.batches import EvalBatches, TrainBatches, permute
-from fm_jax.data.examples import Windows
-from fm_jax.tokenizers import all as tokenizers
+from fm_jax.data.mixtures import Mixture
+from fm_jax.data.windows import PACKINGS, Windows
+from fm_jax.tokenizers import plain
+from tests.data import made, streams
+
+ALONE = Mixture(((0, (1.0,)),))
+# Weights by rows that change in the middle of a batch's rows.
+MIXED = Mixture(((0, (0.5, 0.2, 0.3)), (77, (0.1, 0.0, 0.9))))
 
 
 class Indices:
     """Windows that give back which of them were asked for."""
+
+    length = 1
 
     def __init__(self, num_windows):
         self.num_windows = num_windows
@@ -28,31 +45,61 @@ class Indices:
 @pytest.fixture(scope="module")
 def windows(tmp_path_factory):
     """Return real windows, 23 of them."""
-    tokenizer = tokenizers.ByteTokenizer()
+    tokenizer = plain.ByteTokenizer()
     texts = [f"document {n}, " * (n % 4) for n in range(1, 13)] + ["the last of them"]
-    built = store.find_or_build(
-        tmp_path_factory.mktemp("cache"),
-        lambda: texts,
-        tokenizer,
-        identity={"split": "train"},
-        say=lambda line: None,
-    )
-    made = Windows(built, tokenizer, 11, True)
-    assert len(made) == 23
-    return made
+    built = made.build(tmp_path_factory.mktemp("cache"), texts, tokenizer)
+    found = Windows(built, tokenizer, 11, True)
+    assert len(found) == 23
+    return found
+
+
+@pytest.fixture(scope="module")
+def components():
+    """Return the windows of three stores, packed in the three ways."""
+    found = []
+    for number, packing in enumerate(PACKINGS):
+        lengths = [(7 * k * k + 3 * k + number) % 29 for k in range(20 + 9 * number)]
+        store = streams.store_of(lengths, cuts=(5, 11))
+        found.append(Windows(store, streams.tokenizer_of(store), 11, True, packing))
+    return tuple(found)
 
 
 def all_indices(plan, start=0):
     return np.concatenate([plan[step]["index"] for step in range(start, len(plan))])
 
 
-def train_plan(windows, batch_size, seed, num_steps):
-    """Return the plan of whoever reads all the rows of a batch."""
-    return TrainBatches(windows, batch_size, seed, num_steps, np.arange(batch_size))
+def train_plan(windows, batch_size, seed, num_steps, rows=None):
+    """Return the plan of whoever reads all the rows of a batch, or some."""
+    rows = np.arange(batch_size) if rows is None else np.array(rows, int)
+    many = windows if isinstance(windows, tuple) else (windows,)
+    mixture = MIXED if len(many) == 3 else ALONE
+    return TrainBatches(many, mixture, batch_size, seed, num_steps, rows)
 
 
-def eval_plan(windows, batch_size, max_batches=0):
-    return EvalBatches(windows, batch_size, np.arange(batch_size), max_batches)
+def eval_plan(windows, batch_size, max_batches=0, rows=None):
+    rows = np.arange(batch_size) if rows is None else np.array(rows, int)
+    many = windows if isinstance(windows, tuple) else (windows,)
+    return EvalBatches(many, batch_size, rows, max_batches)
+
+
+def order_of(plan):
+    """Return the components and the windows of all rows of a plan."""
+    found = [plan.indices(number) for number in range(len(plan))]
+    return [np.concatenate([pair[k] for pair in found]) for k in range(2)]
+
+
+def digest(batch):
+    """Return the sha256 of a batch: of each array's name and numbers."""
+    found = hashlib.sha256()
+    for name in sorted(batch):
+        found.update(name.encode())
+        found.update(batch[name].astype("<i4").tobytes())
+    return found.hexdigest()
+
+
+def joined(parts):
+    """Return the batch of which these are the rows, one after the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def assert_same(one, two):
@@ -153,18 +200,20 @@ def test_permute_takes_memory_for_the_indices_and_not_the_size():
 # Training batches.
 
 
-# What a reader may hold of twelve rows: all, a part, one, and such as do not touch.
-ROWS = [range(12), range(6, 12), [5], [0, 1, 2, 6, 7, 8], [11, 0]]
+# What a reader may hold of twelve rows: all, a part, one, such as do not touch, none.
+ROWS = [range(12), range(6, 12), [5], [0, 1, 2, 6, 7, 8], [11, 0], []]
 
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_a_reader_gets_its_rows_of_the_batch_of_all(windows, rows):
     whole = train_plan(windows, 12, 3, 10)
-    plan = TrainBatches(windows, 12, 3, 10, np.array(rows))
+    plan = train_plan(windows, 12, 3, 10, rows)
     for step in range(10):
-        expected = {name: x[np.array(rows)] for name, x in whole[step].items()}
+        expected = {name: x[np.array(rows, int)] for name, x in whole[step].items()}
         assert_same(plan[step], expected)
-        assert_same(whole[step], windows.rows(whole.indices(step)))
+        components, chosen = whole.indices(step)
+        assert_same(whole[step], windows.rows(chosen))
+        assert not components.any()
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 30])
@@ -211,6 +260,224 @@ def test_steps_beyond_the_last_are_refused(windows):
             plan[step]
 
 
+@pytest.mark.parametrize("num_kept", [1, 7, 64])
+def test_the_order_does_not_depend_on_how_much_of_it_is_found_at_a_time(
+    monkeypatch, num_kept
+):
+    expected = all_indices(train_plan(Indices(23), 5, 8, 40))
+    monkeypatch.setattr(batches, "ORDER_ROWS", num_kept)
+    plan = train_plan(Indices(23), 5, 8, 40)
+    for steps in (range(40), reversed(range(40)), [3, 39, 3, 0, 17]):
+        for step in steps:
+            found = plan[step]["index"]
+            np.testing.assert_array_equal(found, expected[step * 5 : step * 5 + 5])
+
+
+def test_an_epoch_may_be_said_for_each_index():
+    rng = np.random.default_rng(0)
+    for size in (1, 5, 64, 1000):
+        index, epochs = rng.integers(0, size, 200), rng.integers(0, 9, 200)
+        found = permute(index, size, 3, epochs)
+        for epoch in range(9):
+            here = epochs == epoch
+            expected = permute(index[here], size, 3, epoch)
+            np.testing.assert_array_equal(found[here], expected)
+
+
+def test_a_corpus_of_a_few_windows_is_gone_through_many_times_without_delay():
+    started = time.perf_counter()
+    plan = train_plan(Indices(3), 8, 0, 10_000)
+    counts = np.bincount(all_indices(plan))
+    assert counts.max() - counts.min() <= 1
+    assert time.perf_counter() - started < 2
+
+
+# Mixtures.
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_each_component_has_its_own_epochs(components, batch_size):
+    plan = train_plan(components, batch_size, 5, 900 // batch_size)
+    rows = np.arange(900 // batch_size * batch_size)
+    expected, numbers = MIXED.components(rows)
+    found, chosen = order_of(plan)
+    np.testing.assert_array_equal(found, expected)
+    assert (found.dtype, chosen.dtype) == (np.int32, np.int64)
+    for component, windows in enumerate(components):
+        of_it = chosen[found == component]
+        size, seed = len(windows), batches.seed_of(5, component)
+        order = [permute(np.arange(size), size, seed, e) for e in range(60)]
+        np.testing.assert_array_equal(of_it, np.concatenate(order)[: len(of_it)])
+        assert numbers[found == component].tolist() == list(range(len(of_it)))
+
+
+def test_a_row_is_that_of_its_component(components):
+    plan = train_plan(components, 12, 3, 10)
+    seen = set()
+    for step in range(10):
+        batch, (found, chosen) = plan[step], plan.indices(step)
+        assert batch["components"].tolist() == found.tolist()
+        for row in range(12):
+            expected = components[found[row]].rows(chosen[row : row + 1])
+            assert_same(
+                {name: batch[name][row : row + 1] for name in expected}, expected
+            )
+            seen.add(int(found[row]))
+        for name, array in batch.items():
+            assert array.flags.c_contiguous, name
+    assert seen == {0, 1, 2}
+
+
+def test_the_first_component_has_the_order_of_a_run_of_it_alone(components):
+    alone = all_indices(train_plan(Indices(len(components[0])), 7, 9, 90))
+    plan = train_plan(components, 7, 9, 90)
+    found, chosen = order_of(plan)
+    first = chosen[found == 0]
+    np.testing.assert_array_equal(first, alone[: len(first)])
+
+
+def test_components_of_one_size_have_orders_of_their_own():
+    size = 40
+    orders = {
+        tuple(permute(np.arange(size), size, batches.seed_of(seed, component), epoch))
+        for seed in range(4)
+        for component in range(5)
+        for epoch in range(5)
+    }
+    assert len(orders) == 4 * 5 * 5
+
+
+def test_one_component_is_not_named(windows):
+    assert "components" not in train_plan(windows, 4, 0, 3)[0]
+    assert "components" not in eval_plan(windows, 4)[0]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_reader_gets_its_rows_of_a_mixed_batch(components, rows):
+    for whole, plan in (
+        (train_plan(components, 12, 3, 10), train_plan(components, 12, 3, 10, rows)),
+        (eval_plan(components, 12), eval_plan(components, 12, rows=rows)),
+    ):
+        for step in range(len(whole)):
+            expected = {name: x[np.array(rows, int)] for name, x in whole[step].items()}
+            assert_same(plan[step], expected)
+
+
+# Whoever asks, and whenever.
+
+
+GOLDEN = {
+    "split": "a732cbe672cdfe27",
+    "best_fit": "88b1117ae54d80be",
+    "single": "7a007bf5bd3ca88a",
+    "mixed": "836d4375db6d834c",
+}
+
+
+def plans_of(components, name, batch_size=12, rows=None):
+    """Return the training and held-out plan of a packing, or of all mixed."""
+    several = components if name == "mixed" else components[PACKINGS.index(name)]
+    return (
+        train_plan(several, batch_size, 3, 40, rows),
+        eval_plan(several, batch_size, rows=rows),
+    )
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_batches_are_those_of_all_earlier_versions(components, name):
+    found = hashlib.sha256()
+    for plan in plans_of(components, name):
+        for batch in plan:
+            found.update(digest(batch).encode())
+    assert found.hexdigest()[:16] == GOLDEN[name]
+
+
+@pytest.mark.parametrize("num_readers", [1, 2, 4])
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_batch_is_the_same_however_many_read_it(components, name, num_readers):
+    parts = np.split(np.arange(12), num_readers)
+    readers = [plans_of(components, name, rows=rows) for rows in parts]
+    for number, whole in enumerate(plans_of(components, name)):
+        for step in range(len(whole)):
+            batch = joined([plans[number][step] for plans in readers])
+            assert digest(batch) == digest(whole[step])
+
+
+def digests(plan, steps):
+    """Return the digests of steps, asked for by eight threads that share a plan."""
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda step: digest(plan[step]), steps))
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_batch_is_the_same_in_any_order_of_asking_and_from_threads(components, name):
+    for number, plan in enumerate(plans_of(components, name)):
+        expected = [digest(batch) for batch in plan]
+        shared = plans_of(components, name)[number]
+        steps = np.random.default_rng(0).integers(0, len(plan), 200).tolist()
+        assert digests(shared, steps) == [expected[step] for step in steps]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_grain_reads_the_batches_as_a_source_of_its_own(components, name):
+    for plan in plans_of(components, name):
+        source = grain.MapDataset.source(plan)
+        assert len(source) == len(plan)
+        assert_same(source[len(plan) - 1], plan[len(plan) - 1])
+        # By its own threads, more than one.
+        for batch, expected in zip(source.to_iter_dataset(), plan, strict=True):
+            assert_same(batch, expected)
+
+
+def test_plans_can_be_kept_in_sets(components):
+    for plan in plans_of(components, "mixed"):
+        assert {plan, *plan.windows} == {*plan.windows, plan}
+
+
+def test_the_order_that_is_kept_is_not_written_to(components):
+    plan = train_plan(components, 12, 3, 40)
+    for array in plan.indices(7):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+
+
+@pytest.mark.parametrize("name", ["best_fit", "mixed"])
+def test_far_batches_have_the_rows_that_their_places_say(components, name):
+    # Of a mixture the last rows there are, of one component beyond 2**60.
+    several = components if name == "mixed" else components[1]
+    step = (2**39 - 1) // 12 - 1 if name == "mixed" else 2**57
+    plan = train_plan(several, 12, 3, step + 1)
+    rows = step * 12 + np.arange(12)
+    found, chosen = plan.indices(step)
+    expected, numbers = plan.mixture.components(rows)
+    np.testing.assert_array_equal(found, expected)
+    for row in range(12):
+        component, number = int(found[row]), int(numbers[row])
+        size, seed = len(plan.windows[component]), batches.seed_of(3, component)
+        epoch, place = divmod(number, size)
+        assert chosen[row] == permute(np.array([place]), size, seed, epoch)[0]
+    (ahead,) = batches.prefetch(plan, step)
+    assert_same(ahead, plan[step])
+
+
+def test_threads_share_what_was_found_of_the_order(components, monkeypatch):
+    monkeypatch.setattr(batches, "ORDER_ROWS", 24)
+    expected = [digest(batch) for batch in train_plan(components, 12, 3, 40)]
+    plan = train_plan(components, 12, 3, 40)
+    steps = np.random.default_rng(0).integers(0, 40, 400).tolist()
+    assert digests(plan, steps) == [expected[step] for step in steps]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_batches_read_at_once_are_those_read_one_by_one(components, name):
+    for plan in plans_of(components, name):
+        whole = plan.read(0, len(plan))
+        assert len(whole) == len(plan)
+        for step, batch in enumerate(whole):
+            assert_same(batch, plan[step])
+            assert all(array.flags.c_contiguous for array in batch.values())
+
+
 # Held-out batches.
 
 
@@ -229,10 +496,10 @@ def test_evaluation_has_each_window_once_and_in_order(num_windows, batch_size):
 @pytest.mark.parametrize("max_batches", [0, 1])
 def test_a_reader_evaluates_its_rows_of_the_batch_of_all(windows, max_batches, rows):
     whole = eval_plan(windows, 12, max_batches)
-    plan = EvalBatches(windows, 12, np.array(rows), max_batches)
+    plan = eval_plan(windows, 12, max_batches, rows)
     assert len(plan) == len(whole) == (max_batches or 2)
     for index in range(len(whole)):
-        expected = {name: x[np.array(rows)] for name, x in whole[index].items()}
+        expected = {name: x[np.array(rows, int)] for name, x in whole[index].items()}
         assert_same(plan[index], expected)
 
 
@@ -269,30 +536,196 @@ def test_evaluation_beyond_the_last_batch_is_refused():
             plan[index]
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+def test_held_out_components_come_one_after_the_other(components, batch_size):
+    plan = eval_plan(components, batch_size)
+    found, chosen = order_of(plan)
+    expected = [(c, i) for c, held in enumerate(components) for i in range(len(held))]
+    expected += [(0, -1)] * (len(found) - len(expected))
+    assert [*zip(found.tolist(), chosen.tolist(), strict=True)] == expected
+    assert (found.dtype, chosen.dtype) == (np.int32, np.int64)
+    assert len(found) - sum(map(len, components)) < batch_size
+    total = sum(batch["loss_weights"].sum() for batch in plan)
+    assert total == sum(windows.num_targets for windows in components)
+
+
+def test_some_held_out_batches_are_spread_over_all_components(components):
+    plan = eval_plan(components, 5, 3)
+    assert len(plan) == 3
+    found, chosen = order_of(plan)
+    firsts = np.cumsum([0, *map(len, components)])
+    gaps = np.diff(np.append(firsts[found] + chosen, firsts[-1]))
+    assert firsts[-1] // 15 <= gaps.min() and gaps.max() <= -(-firsts[-1] // 15)
+
+
 # Reading ahead.
 
 
-@pytest.mark.parametrize("start", [0, 1, 17, 39, 40])
-def test_reading_ahead_gives_the_batches_of_the_plan_from_any_start(windows, start):
+class Watched(batches.Batches):
+    """Batches of a plan that count those read, and end in an error at one of them."""
+
+    def __init__(self, plan, broken_at=-1):
+        self.plan, self.windows, self.rows = plan, plan.windows, plan.rows
+        self.broken_at, self.num_read = broken_at, 0
+
+    def __len__(self):
+        return len(self.plan)
+
+    def indices(self, number):
+        self.num_read += 1
+        if number == self.broken_at:
+            raise OSError("the disk has gone")
+        return self.plan.indices(number)
+
+
+def watched(windows, num_steps, broken_at=-1):
+    return Watched(train_plan(windows, 5, 3, num_steps), broken_at)
+
+
+def started(make):
+    """Return what `make` makes, and the threads that it started."""
+    before = set(threading.enumerate())
+    return make(), set(threading.enumerate()) - before
+
+
+def assert_ended(threads):
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("at_once", [1, 150, 1 << 16])
+@pytest.mark.parametrize("start", [0, 1, 17, 39, 40, 41])
+def test_reading_ahead_gives_the_batches_of_the_plan_from_any_start(
+    windows, start, at_once, monkeypatch
+):
+    monkeypatch.setattr(windowing, "AT_ONCE", at_once)
     plan = train_plan(windows, 5, 3, 40)
     read = list(batches.prefetch(plan, start))
-    assert len(read) == 40 - start
+    assert len(read) == max(0, 40 - start)
     for step, batch in enumerate(read, start):
         assert_same(batch, plan[step])
 
 
-def test_reading_ahead_keeps_the_order_of_evaluation(windows):
-    plan = eval_plan(windows, 3)
-    for batch, expected in zip(batches.prefetch(plan), plan, strict=True):
-        assert_same(batch, expected)
+def test_reading_ahead_keeps_the_order_of_evaluation(windows, components):
+    for plan in (eval_plan(windows, 3), eval_plan(components, 5)):
+        for batch, expected in zip(batches.prefetch(plan), plan, strict=True):
+            assert_same(batch, expected)
 
 
-def test_an_error_while_reading_ahead_comes_out(windows):
-    class Broken(TrainBatches):
-        def __getitem__(self, step):
-            if step == 3:
-                raise OSError("the disk has gone")
-            return super().__getitem__(step)
+@pytest.mark.parametrize("at_once", [1, 1 << 16])
+def test_an_error_while_reading_ahead_comes_out(windows, at_once, monkeypatch):
+    monkeypatch.setattr(windowing, "AT_ONCE", at_once)
+    plan = watched(windows, 6, broken_at=3)
+    ahead, threads = started(lambda: batches.prefetch(plan))
+    with pytest.raises(OSError, match="the disk has gone"):
+        list(ahead)
+    assert_ended(threads)
+    assert next(ahead, None) is None
 
-    with pytest.raises(Exception, match="the disk has gone"):
-        list(batches.prefetch(Broken(windows, 5, 3, 6, np.arange(5))))
+
+def test_the_batches_before_an_error_come_before_it(windows, monkeypatch):
+    monkeypatch.setattr(windowing, "AT_ONCE", 1)
+    ahead = batches.prefetch(watched(windows, 6, broken_at=3))
+    for step in range(3):
+        assert_same(next(ahead), train_plan(windows, 5, 3, 6)[step])
+    with pytest.raises(OSError, match="the disk has gone"):
+        next(ahead)
+
+
+def test_reading_ahead_ends_where_the_batches_end(windows):
+    ahead, threads = started(lambda: batches.prefetch(train_plan(windows, 5, 3, 2)))
+    assert len(list(ahead)) == 2
+    assert_ended(threads)
+    assert next(ahead, None) is None
+    assert next(ahead, None) is None
+
+
+@pytest.mark.parametrize("num_taken", [0, 1, 3])
+def test_reading_ahead_ends_when_it_is_dropped(windows, num_taken, monkeypatch):
+    monkeypatch.setattr(windowing, "AT_ONCE", 1)
+    plan = watched(windows, 1000)
+    ahead, threads = started(lambda: batches.prefetch(plan))
+    assert len(threads) == 1
+    for _ in range(num_taken):
+        next(ahead)
+    del ahead
+    assert_ended(threads)
+    assert plan.num_read <= num_taken + batches.NUM_AHEAD
+
+
+@pytest.mark.parametrize("at_once", [1, 150])
+def test_reading_ahead_reads_no_more_than_there_is_room_for(
+    windows, at_once, monkeypatch
+):
+    monkeypatch.setattr(windowing, "AT_ONCE", at_once)
+    plan = watched(windows, 60)
+    most = max(batches.NUM_AHEAD, 2 * (at_once // 55))
+    for taken, _ in enumerate(batches.prefetch(plan), 1):
+        assert plan.num_read <= taken + most
+    assert plan.num_read == 60
+
+
+@pytest.mark.parametrize(("most", "expected"), [(5 * 11 * 4, 4), (1, 2), (10**9, 8)])
+def test_reading_ahead_holds_no_more_tokens_than_it_may(
+    windows, most, expected, monkeypatch
+):
+    monkeypatch.setattr(windowing, "AT_ONCE", 1)
+    monkeypatch.setattr(batches, "TOKENS_AHEAD", most)
+    plan = watched(windows, 60)
+    for taken, _ in enumerate(batches.prefetch(plan), 1):
+        assert plan.num_read <= taken + expected
+    assert plan.num_read == 60
+
+
+FORKED = """
+import os
+import numpy as np
+from fm_jax.data import batches
+from tests.data import test_batches as tests
+
+tests.windowing.AT_ONCE = 1
+store = tests.streams.store_of([5] * 30)
+windows = tests.Windows(store, tests.streams.tokenizer_of(store), 4, True)
+ahead = batches.prefetch(tests.train_plan(windows, 2, 0, 1000))
+next(ahead)
+if os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+try:
+    for _ in ahead:
+        pass
+except RuntimeError as error:
+    print(error, flush=True)
+    os._exit(7)
+os._exit(0)
+"""
+
+
+def test_a_forked_process_does_not_wait_for_batches_that_nobody_reads():
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60,
+        check=False, cwd=pathlib.Path(__file__).parent.parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == (
+        "batches must be taken in the process that reads them ahead; got another, "
+        "forked from it. Call prefetch there.\n"
+    )
+
+
+def test_a_process_ends_while_batches_are_read_ahead():
+    code = FORKED.split("if os.fork", maxsplit=1)[0] + "print('ended')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+        check=False, cwd=pathlib.Path(__file__).parent.parent.parent,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
+
+
+def test_batches_that_were_read_ahead_stay_as_they_are(windows):
+    plan = train_plan(windows, 5, 3, 40)
+    kept = list(batches.prefetch(plan))
+    expected = [digest(batch) for batch in plan]
+    assert [digest(batch) for batch in kept] == expected
+    kept[0]["tokens"].fill(-1)
+    assert [digest(batch) for batch in kept[1:]] == expected[1:]

@@ -84,6 +84,50 @@ def test_a_model_that_knows_nothing_has_the_loss_of_a_uniform_guess():
     assert found["bits_per_byte"] == pytest.approx(math.log2(vocab) / 3, rel=1e-6)
 
 
+# ---- components of a mixture
+
+
+def _mixed_sums(nll, weight, num_bytes):
+    """Return a batch's sums of three components, as device arrays."""
+    sums = {"nll": nll, "weight": weight, "bytes": num_bytes}
+    apart = {f"component_{n}": jnp.array(x, jnp.float32) for n, x in sums.items()}
+    return _sums(sum(nll), sum(weight), 0.0, sum(num_bytes)) | apart
+
+
+def test_each_component_has_its_own_sums_divided_once():
+    batches = [
+        _mixed_sums([6.0, 1.0, 0.0], [2.0, 4.0, 0.0], [5.0, 4.0, 0.0]),
+        _mixed_sums([3.0, 2.0, 0.0], [10.0, 8.0, 0.0], [31.0, 6.0, 0.0]),
+    ]
+    names = ("wiki", "code", "held/back")
+    found = likelihood.evaluate(_pass_through, {}, batches, names=names)
+    whole = likelihood.evaluate(_pass_through, {}, batches)
+    assert {n: x for n, x in found.items() if "/" not in n} == whole
+    # Of what had no tokens nothing is said.
+    assert {n: x for n, x in found.items() if "/" in n} == {
+        "loss/wiki": 9 / 12,
+        "loss/code": 3 / 12,
+        "bits_per_byte/wiki": pytest.approx(9 / math.log(2) / 36, rel=1e-15),
+        "bits_per_byte/code": pytest.approx(3 / math.log(2) / 10, rel=1e-15),
+        "tokens/wiki": 12.0,
+        "tokens/code": 12.0,
+    }
+
+
+def test_a_single_component_is_the_whole():
+    batches = [_sums(6.0, 2.0), _sums(3.0, 10.0)]
+    found = likelihood.evaluate(_pass_through, {}, batches, names=("wiki",))
+    assert found == likelihood.evaluate(_pass_through, {}, batches)
+
+
+def test_sums_of_components_that_float32_would_lose_are_kept():
+    small = _mixed_sums([0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 3.0])
+    large = _mixed_sums([0.0, 0.0, 2.0**24], [0.0, 0.0, 2.0**24], [0.0, 0.0, 5.0])
+    batches = [large, *[small] * 3]
+    found = likelihood.evaluate(_pass_through, {}, batches, names=("a", "b", "c"))
+    assert found["tokens/c"] == 2**24 + 3
+
+
 # ---- standard errors
 
 

@@ -12,12 +12,13 @@ import types
 import pytest
 from tokenizers import Tokenizer, models
 
-from fm_jax import accelerators, cli, commands, flags
+from fm_jax import accelerators, cli, flags
 from fm_jax import config as configs
+from fm_jax.commands.listed import COMMANDS
 from fm_jax.models import counts
 from fm_jax.planning import command, search, show
 from fm_jax.planning import plan as plans
-from fm_jax.train import compose
+from fm_jax.prepare import opened
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 needs_libtpu = pytest.mark.skipif(
@@ -78,7 +79,7 @@ def record(fm):
 
 
 def _config(*arguments) -> configs.Config:
-    _, raw = flags.parse(commands.COMMANDS["plan"], [*SMALL, *arguments])
+    _, raw = flags.parse(COMMANDS["plan"], [*SMALL, *arguments])
     config, known = plans.corpus_of(configs.check(raw))
     assert known is None
     return config
@@ -218,12 +219,12 @@ def test_the_corpus_that_is_prepared_gives_its_size(tmp_path, fm, monkeypatch):
         f"--config.data.cache_dir={tmp_path}",
     ]
     monkeypatch.chdir(tmp_path)
-    _, raw = flags.parse(commands.COMMANDS["plan"], [*SMALL, *arguments])
-    data = compose.open_data(configs.check(raw), lambda line: None)
+    _, raw = flags.parse(COMMANDS["plan"], [*SMALL, *arguments])
+    data = opened.open_data(configs.check(raw), lambda line: None)
     done = fm(*arguments, "--topology=cpu:1", "--json", "--config.train.steps=0",
               "--config.train.epochs=2")  # fmt: skip
     found = json.loads(done.stdout)
-    targets = len(data.train.store) - 1
+    targets = data.train.num_targets
     assert found["steps"] == -(-2 * targets // (16 * 32))
     assert found["epochs"] == pytest.approx(found["tokens"] / targets)
 
@@ -277,7 +278,7 @@ def test_activations_grow_with_rows_and_length_and_shrink_when_made_again(
         "--topology=cpu:8", "--show=activations", "--config.data.max_length=128",
         "--config.model.num_layers=4",
     ]  # fmt: skip
-    parsed, raw = flags.parse(commands.COMMANDS["plan"], [*SMALL, *given])
+    parsed, raw = flags.parse(COMMANDS["plan"], [*SMALL, *given])
     command.run(configs.check(raw), parsed)
     said, header, *rows = capsys.readouterr().out.splitlines()
     assert said.startswith("activations and the rest")
@@ -308,7 +309,7 @@ def test_activations_are_asked_for_in_lengths_that_the_mesh_can_cut(
         "--topology=cpu:8", "--show=activations", "--config.mesh.preset=fsdp",
         f"--config.data.max_length={length}", f"--config.mesh.context={context}",
     ]  # fmt: skip
-    parsed, raw = flags.parse(commands.COMMANDS["plan"], [*SMALL, *given])
+    parsed, raw = flags.parse(COMMANDS["plan"], [*SMALL, *given])
     command.run(configs.check(raw), parsed)
     per_policy = asked[: len(asked) // len(command.POLICIES)]
     assert [one.data.max_length for one in per_policy] == [*lengths, length, length]

@@ -6,8 +6,9 @@ import shlex
 
 import pytest
 
-from fm_jax import commands, flags
 from fm_jax import config as configs
+from fm_jax import flags
+from fm_jax.commands.listed import COMMANDS
 from fm_jax.planning import shipped, show, topologies
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -92,7 +93,7 @@ def test_the_page_tells_what_fits_instead():
 def test_a_shipped_plan_is_of_a_config_and_a_machine_that_exist(name):
     config, topology, *more = shipped.PLANS[name]
     arguments = [f"--config={ROOT / config}", f"--topology={topology}", *more]
-    parsed, raw = flags.parse(commands.COMMANDS["plan"], arguments)
+    parsed, raw = flags.parse(COMMANDS["plan"], arguments)
     configs.check(raw)
     assert topologies.parse(parsed.topology).name == topology
 
@@ -113,7 +114,7 @@ def test_every_plan_is_recorded_as_its_command_makes_it(name, monkeypatch):
     fm, plan, *arguments = shlex.split(recorded["command"])
     assert (fm, plan) == ("fm", "plan")
     monkeypatch.chdir(ROOT)
-    parsed, raw = flags.parse(commands.COMMANDS["plan"], arguments)
+    parsed, raw = flags.parse(COMMANDS["plan"], arguments)
     assert (parsed.config_file, parsed.topology) == (config, topology)
     checked = configs.check(raw)
     assert recorded["machine"] == topology

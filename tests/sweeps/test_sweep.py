@@ -110,7 +110,7 @@ def test_a_missing_key_or_section_is_named():
     ],
 )
 def test_the_vocabulary_is_what_training_will_resolve(data, expected):
-    from fm_jax.tokenizers import all as tokenizers
+    from fm_jax.tokenizers import plain
     from fm_jax.train import compose
 
     raw = configfile.load(str(ROOT / "configs" / "base.py")).to_dict()
@@ -120,8 +120,8 @@ def test_the_vocabulary_is_what_training_will_resolve(data, expected):
     config = configs.check(raw)
     assert sweep.vocabulary(config) == expected
     known = {
-        "bytes": tokenizers.ByteTokenizer,
-        "symbols": lambda: tokenizers.SymbolTokenizer(256),
+        "bytes": plain.ByteTokenizer,
+        "symbols": lambda: plain.SymbolTokenizer(256),
     }
     if data["tokenizer"] in known:
         found = compose.resolve(config, known[data["tokenizer"]]())

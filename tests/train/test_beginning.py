@@ -191,6 +191,10 @@ def test_a_beginning_that_cannot_be_is_one_line(fm, tiny, trunk, flags, said):
 
 def test_tokens_count_what_came_before_the_start():
     init = {"step": 10, "tokens": 1280.0, "with_optimizer": True}
-    assert beginning.tokens_at(12, 100, init) == 1480
-    assert beginning.tokens_at(12, 100, init | {"with_optimizer": False}) == 1200
-    assert beginning.tokens_at(12, 100, None) == 1200
+
+    def seen(step):
+        return 100 * step
+
+    assert beginning.tokens_at(12, seen, init) == 1480
+    assert beginning.tokens_at(12, seen, init | {"with_optimizer": False}) == 1200
+    assert beginning.tokens_at(12, seen, None) == 1200

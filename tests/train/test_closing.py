@@ -9,6 +9,7 @@ import pytest
 from fm_jax import config as configs
 from fm_jax import configfile, machine, metrics
 from fm_jax.compiled import estimates
+from fm_jax.prepare import opened
 from fm_jax.train import closing, compose
 
 PROMPT = "the cat "
@@ -44,7 +45,7 @@ def made(corpus, tmp_path_factory):
             section, name = key.split("__")
             raw[section][name] = value
         config = configs.check(raw)
-        data = compose.open_data(config, lambda line: None)
+        data = opened.open_data(config, lambda line: None)
         config = compose.resolve(config, data.tokenizer)
         layout = compose.open_layout(config, devices)
         return compose.build(config, layout, corpus_tokens=1000), data

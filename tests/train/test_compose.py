@@ -12,6 +12,7 @@ import pytest
 from fm_jax import config as configs
 from fm_jax import configfile, trees
 from fm_jax.models.config import REMAT_NAMES
+from fm_jax.prepare import opened
 from fm_jax.train import compose
 
 ROWS, LENGTH, VOCAB, STEPS = 16, 24, 56, 3
@@ -296,10 +297,10 @@ def test_each_held_out_batch_has_the_best_loss_of_its_own_rows(
         "sample__num_tokens": 0,
     }
     config = _config("dense", **given)
-    data = compose.open_data(config, lambda line: None)
+    data = opened.open_data(config, lambda line: None)
     assert len(data.eval) % ROWS  # so that the last batch is padded
     layout = compose.open_layout(config)
-    held = compose.held_out(data.eval, ROWS, layout, max_batches=max_batches)
+    held = compose.held_out(data.eval.windows, ROWS, layout, max_batches=max_batches)
     found = compose.held_out_bayes(data, ROWS, max_batches=max_batches)
     for batch, nats in zip(held, found, strict=True):
         names = ("tokens", "targets", "loss_weights")
@@ -313,6 +314,55 @@ def test_other_text_has_no_best_loss_that_is_known(corpus, tmp_path):
     given = {"data__source": "text", "data__paths": (str(corpus),)}
     given |= {"data__tokenizer": "bytes", "data__eval_fraction": 0.2}
     config = _config("dense", **given, data__cache_dir=str(tmp_path))
-    data = compose.open_data(config, lambda line: None)
+    data = opened.open_data(config, lambda line: None)
     assert data.eval_bayes is None
     assert compose.held_out_bayes(data, ROWS) is None
+
+
+@pytest.mark.parametrize("packing", ["split", "best_fit", "single"])
+def test_padding_is_no_token_of_a_duration(packing, corpus, tmp_path):
+    length = 500  # a document fills half a row or two
+    given = {"data__source": "text", "data__paths": (str(corpus),)}
+    given |= {"data__tokenizer": "bytes", "data__eval_fraction": 0.2}
+    given |= {
+        "data__cache_dir": str(tmp_path),
+        "data__packing": packing,
+        "data__max_length": length,
+    }
+    given |= {"model__vocab_size": 0, "train__steps": 0}
+    config = _config("dense", **given, train__epochs=1.0)
+    data = opened.open_data(config, lambda line: None)
+    (windows,) = data.train.windows
+    row_tokens, count = compose.row_tokens(data), len(windows)
+    total = windows.rows(np.arange(count))["loss_weights"].sum()
+    if packing == "split":  # whose last row is taken for a full one
+        assert (row_tokens, compose.tokens(data, 7, 3)) == (length, 21 * length)
+        assert length * (count - 1) < total <= length * count
+    else:
+        assert row_tokens * count == pytest.approx(total, rel=1e-9)
+        assert compose.tokens(data, count, 3) == pytest.approx(3 * total, rel=1e-9)
+        assert (row_tokens < 0.9 * length) == (packing == "single")
+    layout = compose.open_layout(config)
+
+    def built(**train):
+        raw = copy.deepcopy(config.raw)
+        raw["train"] |= {"epochs": 0.0} | train
+        changed = compose.resolve(configs.check(raw), data.tokenizer)
+        return compose.build(
+            changed, layout, corpus_tokens=int(total), row_tokens=row_tokens
+        )
+
+    for epochs in (0.5, 1, 2, 3, 7):
+        parts = built(epochs=float(epochs))
+        rows = epochs * (count if packing != "split" else total / length)
+        assert parts.num_steps == math.ceil(rows / ROWS - 1e-9)
+        assert parts.tokens_per_step == ROWS * row_tokens
+    assert built(tokens=float(5 * total)).num_steps == built(epochs=5.0).num_steps
+
+
+def test_an_epoch_is_no_step_longer_by_rounding():
+    layout = compose.open_layout(_config("dense"))
+    config = _config("dense", train__steps=0, train__epochs=1.0)
+    assert 143 / (16 * (143 / 112)) > 7
+    parts = compose.build(config, layout, corpus_tokens=143, row_tokens=143 / 112)
+    assert parts.num_steps == 7

@@ -47,8 +47,8 @@ def test_text_that_is_not_utf8_is_named_with_its_offset(train, tmp_path):
     paths = _text(tmp_path / "bad", bad=b"twelve bytes\xff\xfe")
     _text(tmp_path / "good", good=b"fine")
     line = train(paths, f"--config.data.eval_paths=('{tmp_path}/good',)")
-    assert "data file must be UTF-8; got" in line
-    assert "bad.txt with a bad byte at offset 12" in line
+    assert "text must be UTF-8; got" in line
+    assert "bad.txt (a bad byte at offset 12)" in line
     assert "--config.data.on_bad_text=skip" in line
 
 
@@ -60,7 +60,7 @@ def test_damaged_gzip(train, tmp_path):
         f"--config.data.paths=('{file}',)",
         f"--config.data.eval_paths=('{tmp_path}/good',)",
     )
-    assert "data file must be readable; got" in line
+    assert "data file must be whole; got" in line
     assert "cut.txt.gz" in line
 
 
@@ -70,9 +70,19 @@ def test_an_empty_corpus(train, tmp_path):
 
 
 def test_a_corpus_shorter_than_a_window(train, tmp_path):
-    paths = _text(tmp_path / "short", **{f"f{i}": b"hi" for i in range(40)})
+    paths = _text(tmp_path / "short", **{f"f{i}": b"%d" % i for i in range(40)})
     line = train(paths, "--config.data.max_length=256", "--config.model.max_length=256")
     assert "the corpus must be longer than one window" in line
+
+
+def test_a_plan_of_rows_that_cannot_be_kept(train, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "plans").write_text("a file, not a folder")
+    line = train(
+        "--config.data.packing=best_fit",
+        f"--config.data.cache_dir={tmp_path / 'cache'}",
+    )
+    assert "data.cache_dir must be writable and have room; got" in line
 
 
 def test_a_vocabulary_too_small_for_the_tokenizer(train):
@@ -158,14 +168,14 @@ def test_a_folder_of_another_run(train, tiny, tmp_path):
 
 def test_data_that_changed_under_a_run(train, tiny, tmp_path, capsys):
     paths = _text(
-        tmp_path / "text", **{f"f{i}": b"some words here " * 9 for i in range(40)}
+        tmp_path / "text", **{f"f{i}": b"some words %d " % i * 9 for i in range(40)}
     )
     run = tmp_path / "kept"
     flags = [flag for flag in tiny if not flag.startswith("--config.data.paths")]
     flags += [paths, f"--workdir={run}", "--config.train.steps=1"]
     assert cli.main(["train", *flags]) == 0
     for index in range(40):
-        (tmp_path / "text" / f"f{index}.txt").write_bytes(b"others " * 30)
+        (tmp_path / "text" / f"f{index}.txt").write_bytes(b"others %d " % index * 30)
     line = train(paths, "--config.train.steps=2", workdir=run)
     assert "the data must be what" in line
     assert "train_store, eval_store" in line
@@ -197,6 +207,12 @@ def test_a_workdir_that_cannot_be_made(train, tmp_path):
         (["report"], "fm report must be given run folders"),
         (["report", "nowhere"], "a run must be a folder with config.json"),
         (["eval", "--run=nowhere", "--stpe=3"], "Did you mean 'step'?"),
+        (["data", "biuld"], "got 'data biuld'. Did you mean 'data build'?"),
+        (["data", "verify"], "fm data verify must be given token stores; got none."),
+        (["data", "overlap"], "must be given two token stores, of training and of "
+                              "held-out text; got 0."),
+        (["data", "verify", "nowhere"], "a token store must be a folder; got "
+                                        "'nowhere'."),
     ],
 )  # fmt: skip
 def test_other_commands(arguments, expected, capsys):
@@ -204,6 +220,14 @@ def test_other_commands(arguments, expected, capsys):
     printed = capsys.readouterr().err
     assert expected in printed
     assert len(printed.strip().splitlines()) == 1
+
+
+def test_commands_of_two_words_are_listed_by_the_first(capsys):
+    assert cli.main(["data", "--help"]) == 0
+    printed = capsys.readouterr().out
+    listed = [line.split()[:2] for line in printed.splitlines() if line[:3] == "  d"]
+    assert listed == [n.split() for n in cli.COMMANDS if n.startswith("data ")]
+    assert cli.main(["data"]) == 2
 
 
 def test_help_names_every_flag_and_an_example(capsys):

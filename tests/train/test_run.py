@@ -15,6 +15,7 @@ import pytest
 
 from fm_jax import trees
 from fm_jax.checkpoints import Checkpoints
+from fm_jax.corpora import sources
 from fm_jax.corpora import synthetic as synthetic_text
 from fm_jax.runs import Run
 from fm_jax.train import run as train_run
@@ -533,7 +534,8 @@ def test_the_best_possible_loss_is_that_of_all_the_held_out_text(synthetic):
     # Rows of 16 cut the stream: the same is done here by hand, from the text alone.
     letters = {chr(c): i for i, c in enumerate(synthetic_text.alphabet(19))}
     stream = [end]
-    for text in source.documents("eval"):
+    policy = {"on_bad_text": "error", "max_document_bytes": 1 << 30}
+    for text in sources.documents(source, "eval", **policy):
         stream += [*(letters[c] for c in text), end]
     for start in range(0, len(stream) - 1, 16):
         row = np.array([stream[start : start + 17]])

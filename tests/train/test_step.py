@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from fm_jax import optimizers
+from fm_jax import meshes, optimizers, sharding
+from fm_jax.compiled import estimates, program
 from fm_jax.models import zoo
 from fm_jax.train import step as steps
 
@@ -118,6 +119,181 @@ def test_evaluation_sums_are_those_of_training_without_z_loss(
     assert (
         float(sums["bytes"]) == batch["target_bytes"][batch["loss_weights"] > 0].sum()
     )
+
+
+# ---- components of a mixture
+
+NAMES = ("wiki", "code", "rare", "web")
+ABSENT = 2  # of the names: no row of it is in the batch
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Return a longer batch of three of four components, which any mesh here cuts.
+
+    Even rows are of one component: so is every other micro-batch.
+    """
+    rng = np.random.default_rng(5)
+    rows, length = 16, 24
+    weights = rng.random((rows, length), np.float32)
+    weights[2], weights[5, 7:] = 0, 0
+    return {
+        "tokens": rng.integers(0, 37, (rows, length), np.int32),
+        "targets": rng.integers(0, 37, (rows, length), np.int32),
+        "loss_weights": weights,
+        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        "segment_ids": np.ones((rows, length), np.int32),
+        "target_bytes": rng.integers(1, 6, (rows, length), np.int32),
+        "components": np.array([3, 0, 3, 1] * 4, np.int32),
+    }
+
+
+def _only(batch, component):
+    """Return a batch in which all but one component's rows are padding."""
+    is_of_B = batch["components"] == component
+    return batch | {"loss_weights": batch["loss_weights"] * is_of_B[:, None]}
+
+
+@pytest.fixture(scope="module")
+def by_themselves(model, mixed, random_params):
+    """Return the evaluation sums of each component's rows, the rest without weight."""
+    params = random_params(model.abstract)
+    do = jax.jit(steps.make_eval_step(model, loss_chunk=0))
+    return [do(params, _only(mixed, k)) for k in range(len(NAMES))]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_a_component_has_the_loss_of_its_rows_by_themselves(
+    accumulation, model, mixed, random_params, by_themselves
+):
+    params = random_params(model.abstract)
+    _, metrics = _gradient(
+        model, params, mixed, z_loss=0.3, accumulation=accumulation, names=NAMES
+    )
+    for name, sums in zip(NAMES, by_themselves, strict=True):
+        loss = sums["nll"] / max(sums["weight"], 1e-9)
+        np.testing.assert_allclose(metrics[f"train/loss/{name}"], loss, rtol=1e-5)
+        np.testing.assert_allclose(
+            metrics[f"train/tokens/{name}"], sums["weight"], rtol=1e-6
+        )
+    tokens = sum(metrics[f"train/tokens/{name}"] for name in NAMES)
+    np.testing.assert_allclose(tokens, metrics["train/tokens"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_telling_components_apart_changes_nothing_else(
+    accumulation, model, mixed, random_params
+):
+    """Micro-batches of two hold one component, or two others: sums do not mind."""
+    params = random_params(model.abstract)
+    told, metrics = _gradient(
+        model, params, mixed, accumulation=accumulation, names=NAMES
+    )
+    whole, numbers = _gradient(model, params, mixed)
+    _close(told, whole, rtol=2e-5, atol=2e-6)
+    _close({name: metrics[name] for name in numbers}, numbers, rtol=1e-5)
+
+
+def test_evaluation_gives_the_sums_of_each_component(
+    model, mixed, random_params, by_themselves
+):
+    params = random_params(model.abstract)
+    do = jax.jit(steps.make_eval_step(model, loss_chunk=5, names=NAMES))
+    found = do(params, mixed)
+    for name in ("nll", "weight", "bytes"):
+        expected = [sums[name] for sums in by_themselves]
+        np.testing.assert_allclose(found[f"component_{name}"], expected, rtol=1e-5)
+
+
+def test_a_single_component_compiles_to_the_program_without_any(model, mixed):
+    tx = optax.sgd(1.0)
+    state = jax.eval_shape(steps.create(model, tx, ema_decay=0.0), jax.random.key(0))
+    without = {name: x for name, x in mixed.items() if name != "components"}
+    trains = [
+        jax.jit(_step(model, tx, accumulation=2, **names)).lower(state, without)
+        for names in ({}, {"names": ()}, {"names": ("wiki",)})
+    ]
+    assert len({lowered.as_text() for lowered in trains}) == 1
+    evals = [
+        jax.jit(steps.make_eval_step(model, loss_chunk=5, **names)).lower(
+            state.params, without
+        )
+        for names in ({}, {"names": ()}, {"names": ("wiki",)})
+    ]
+    assert len({lowered.as_text() for lowered in evals}) == 1
+
+
+def test_a_loss_without_tokens_is_left_out(model, mixed, random_params):
+    params = random_params(model.abstract)
+    _, metrics = _gradient(model, params, mixed, names=NAMES)
+    metrics = {name: float(value) for name, value in metrics.items()}
+    assert np.all(np.isfinite(list(metrics.values())))
+    kept = steps.present(metrics)
+    assert metrics.keys() - kept.keys() == {f"train/loss/{NAMES[ABSENT]}"}
+    assert kept[f"train/tokens/{NAMES[ABSENT]}"] == 0
+    assert all(kept[name] == metrics[name] for name in kept)
+
+
+MESHES = {
+    "ddp": {"data": 8},
+    "context": {"data": 1, "fsdp": 2, "context": 4},
+}
+
+
+def _lowered(model, mixed, layout, **options):
+    """Return the lowered train step of a batch on a mesh, and its arguments."""
+    tx = optax.sgd(1.0)
+    state = steps.create(model, tx, ema_decay=0.0)(jax.random.key(3))
+    put = sharding.put_batch(mixed, len(mixed["tokens"]), layout)
+    step = jax.jit(_step(model, tx, **options), out_shardings=layout.sharding())
+    state = jax.device_put(state, layout.sharding())
+    return step.lower(state, put), (state, put)
+
+
+def _layout(mesh):
+    return sharding.layout(meshes.make(meshes.sizes("ddp", MESHES[mesh], 8)))
+
+
+@pytest.mark.parametrize(
+    "mesh, accumulation", [("ddp", 1), ("context", 1), ("context", 2)]
+)
+def test_a_mesh_does_not_change_the_losses_of_components(
+    mesh, accumulation, model, mixed
+):
+    layout = _layout(mesh)
+    options = {"names": NAMES, "accumulation": accumulation, "loss_chunk": 3}
+    with layout.active():
+        lowered, arguments = _lowered(model, mixed, layout, **options)
+        _, found = lowered.compile()(*arguments)
+    state = steps.create(model, optax.sgd(1.0), ema_decay=0.0)(jax.random.key(3))
+    do = jax.jit(steps.make_eval_step(model, loss_chunk=0))
+    for k, name in enumerate(NAMES):
+        sums = do(state.params, _only(mixed, k))
+        loss = sums["nll"] / max(sums["weight"], 1e-9)
+        np.testing.assert_allclose(found[f"train/loss/{name}"], loss, rtol=1e-5)
+        np.testing.assert_allclose(
+            found[f"train/tokens/{name}"], sums["weight"], rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_devices_talk_no_oftener_for_the_sums_of_components(mesh, model, mixed):
+    layout = _layout(mesh)
+
+    def said(names):
+        with layout.active():
+            lowered, _ = _lowered(model, mixed, layout, names=names)
+        read = program.read(lowered.compile().as_text())
+        found = estimates.traffic(read, layout.mesh)
+        counts = {(t.kind, t.axes): t.count for t in found}
+        return counts, sum(t.bytes for t in found)
+
+    (counts, size), (told_counts, told_size) = said(()), said(NAMES)
+    assert told_counts == counts
+    assert told_size == size + 4 * 3 * len(NAMES)  # nats, weights and bytes of each
+
+
+# ---- a golden run
 
 
 def test_golden_steps(model, batch):

@@ -1,0 +1,242 @@
+"""Text datasets of Hugging Face, from the hub or a folder, read from Arrow files."""
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from fm_jax.corpora import digests, documents, rows, streams
+from fm_jax.corpora.documents import Piece, Reader
+from fm_jax.errors import UserError, reason, unknown
+
+NAME = re.compile(r"(?P<path>[^:@]+)(:(?P<subset>[^:@]+))?(@(?P<revision>[^:@]+))?")
+SAVED = ("dataset_dict.json", "state.json")  # either is in what save_to_disk wrote
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HuggingFace:
+    """A text dataset of the library `datasets`.
+
+    `name` is org/name[:subset][@revision] on the hub, or a folder: of save_to_disk, or
+    of data files. `splits` gives its split for each of ours, a slice as `train[:5%]`
+    too; where they are the same, a hash of a document's text decides. `cache`: the
+    folder that keeps what files hold.
+    """
+
+    name: str
+    splits: dict[str, str]
+    eval_fraction: float
+    text_field: str
+    cache: Path | None
+    _found: dict = dataclasses.field(default_factory=dict, init=False, compare=False)
+
+    @property
+    def is_held_out_apart(self) -> bool:
+        """Whether eval documents come from another split than train's."""
+        return self.splits["train"] != self.splits["eval"]
+
+    def pieces(self, split: str) -> list[Piece]:
+        """Return ranges of rows in the dataset's order."""
+        return self._rows(split).pieces()
+
+    def share(self, split: str) -> tuple[float, float]:
+        """Return the range of hashes, as fractions of 1, of the split's documents."""
+        apart = self.is_held_out_apart
+        return documents.share(split, 0.0 if apart else self.eval_fraction)
+
+    def identity(self, split: str) -> dict:
+        """Return what the split's documents follow from, contents included."""
+        return {
+            "hf": self._shown,
+            "split": self.splits[split],
+            "files": self._rows(split).identity(),
+            "text_field": self.text_field,
+        }
+
+    def spec(self, split: str) -> dict:
+        """Return what `reader` makes the reader from."""
+        parts = self._rows(split).to_json()
+        return {"kind": "hf", "parts": parts, "text_field": self.text_field}
+
+    @property
+    def _shown(self) -> str:
+        """The name; of a folder's, what does not depend on where it lies."""
+        folder = Path(self.name).expanduser()
+        return folder.resolve().name if folder.is_dir() else self.name
+
+    def _rows(self, split: str) -> rows.Rows:
+        """Return a split's rows; their files are read when it is first asked for."""
+        if split not in self._found:
+            parts = self._parts(split)
+            self._found[split] = rows.Rows.of(self._shown, parts, self.cache)
+        return self._found[split]
+
+    def _parts(self, split: str) -> list[rows.Part]:
+        """Return where a split's rows stand; UserError where there is none such."""
+        key = {"train": "data.split", "eval": "data.eval_split"}[split]
+        asked, parts = self.splits[split], []
+        sizes = {name: len(dataset) for name, dataset in self._loaded.items()}
+        for named in asked.split("+"):
+            name, *_ = named.split("[")
+            if name not in sizes:
+                raise unknown(key, name, sizes)
+        try:
+            found = _library().ReadInstruction.from_spec(asked).to_absolute(sizes)
+        except (ValueError, AssertionError) as error:
+            raise UserError(
+                f"{key} must be a split or a slice of one, as train[:5%]; got "
+                f"{asked!r} ({reason(error)})."
+            ) from error
+        for taken in found:
+            first = 0
+            for part in self._stored(taken.splitname):
+                parts.append(part.sliced(taken.from_ - first, taken.to - first))
+                first += part.rows
+        return parts
+
+    def _stored(self, name: str) -> list[rows.Part]:
+        """Return where all rows of a split of the dataset stand."""
+        dataset = self._loaded[name]
+        self._check_field(dataset.features.arrow_schema)
+        paths = [file["filename"] for file in dataset.cache_files]
+        files = {path: os.stat(path) for path in paths}
+        # Their batches are counted once, as their digests are.
+        what = f"arrow rows and bytes of {self.text_field!r}"
+        counts = digests.facts(
+            files, what, lambda path: _counts(path, self.text_field), self.cache
+        )
+        parts = [rows.Part(p, 0, *counts[p]) for p in paths if counts.get(p)]
+        if sum(part.rows for part in parts) != len(dataset):
+            raise UserError(
+                f"Hugging Face dataset must be stored as it is read; got {self.name!r} "
+                f"split {name!r}. Save it anew: dataset.flatten_indices()"
+                ".save_to_disk(folder)."
+            )
+        return parts
+
+    def _check_field(self, schema) -> None:
+        import pyarrow as pa
+
+        if self.text_field not in schema.names:
+            raise unknown("data.text_field", self.text_field, schema.names)
+        held = schema.field(self.text_field).type
+        if not (pa.types.is_string(held) or pa.types.is_large_string(held)):
+            raise UserError(
+                f"data.text_field must name text; got {self.text_field!r} of "
+                f"{self.name!r}, which holds {held}."
+            )
+
+    @functools.cached_property
+    def _loaded(self) -> dict:
+        """The library's datasets by the names of their splits."""
+        datasets = _library()
+        try:
+            found = self._load(datasets)
+        except Exception as error:
+            told = reason(error.__cause__ or error)
+            raise UserError(
+                "data.name must be a folder of a Hugging Face dataset, or one on the "
+                f"hub as org/name[:subset][@revision]; got {self.name!r} ({told})."
+            ) from error
+        if isinstance(found, datasets.Dataset):  # saved by itself
+            return {str(found.split or "train"): found}
+        return {str(name): dataset for name, dataset in found.items()}
+
+    def _load(self, datasets):
+        folder, options = Path(self.name).expanduser(), {"keep_in_memory": False}
+        if self.name and any((folder / file).is_file() for file in SAVED):
+            return datasets.load_from_disk(str(folder), **options)
+        if self.name and folder.is_dir():
+            return datasets.load_dataset(str(folder), **options)
+        told = NAME.fullmatch(self.name)
+        if not told or self.name.startswith((".", "/", "~")):
+            raise FileNotFoundError("there is no such folder")
+        options["revision"] = told["revision"]
+        return datasets.load_dataset(told["path"], told["subset"], **options)
+
+
+def make(
+    *,
+    name: str,
+    split: str,
+    eval_split: str,
+    eval_fraction: float,
+    text_field: str,
+    cache: Path | None,
+) -> HuggingFace:
+    """Return the source; nothing is loaded before it is asked for."""
+    return HuggingFace(
+        name=name,
+        splits={"train": split, "eval": eval_split},
+        eval_fraction=eval_fraction,
+        text_field=text_field,
+        cache=cache,
+    )
+
+
+def reader(spec: dict) -> Reader:
+    """Return the reader of pieces, by a source's `spec`; it needs no `datasets`."""
+    field = spec["text_field"]
+
+    def values(raw, path, start, stop, together) -> Iterator[object]:
+        import pyarrow as pa
+
+        first = 0
+        for column in _batches(path, field):
+            last = first + len(column)
+            if last > start:
+                taken = column.slice(max(0, start - first), stop - max(first, start))
+                for n in range(0, len(taken), together):
+                    # As bytes: what is not UTF-8 is met as in other files.
+                    yield from (
+                        taken.slice(n, together).cast(pa.large_binary()).to_pylist()
+                    )
+            if last >= stop:
+                return
+            first = last
+        raise streams.Damaged(f"the file ends at row {first} of {stop}")
+
+    return rows.reader(spec["parts"], values)
+
+
+def _library():
+    """Return the module `datasets`; UserError without it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "data.source=hf must have the library `datasets` installed; got none. "
+            "pip install 'fm_jax[hf]'."
+        ) from error
+    return datasets
+
+
+def _counts(path: str, field: str) -> list[int]:
+    """Return the rows of an Arrow file and the bytes of a column; [] without it."""
+    count = size = 0
+    try:
+        for column in _batches(path, field):
+            count += len(column)
+            size += column.nbytes
+    except (KeyError, streams.Damaged):
+        return []
+    return [count, size]
+
+
+def _batches(path: str, field: str) -> Iterator:
+    """Yield the arrays of a column; raises Damaged, KeyError without the column."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(path) as mapped, pa.ipc.open_stream(mapped) as stream:
+            if field not in stream.schema.names:
+                raise KeyError(field)
+            index = stream.schema.get_field_index(field)
+            for batch in stream:
+                yield batch.column(index)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk, not the file
+            raise
+        raise streams.Damaged(reason(error)) from error

@@ -1,0 +1,124 @@
+"""Datasets whose rows stand in files, one file after another."""
+
+import bisect
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fm_jax.corpora import digests, documents, paths, streams
+from fm_jax.corpora.documents import Piece, Reader, Reading
+from fm_jax.errors import reason
+
+BATCH_BYTES = 1 << 22
+BATCH_ROWS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows of a dataset that stand one after another in a file."""
+
+    path: str
+    skip: int  # rows of the file before them
+    rows: int
+    size: int  # bytes of their text, about
+
+    def sliced(self, start: int, stop: int) -> "Part":
+        """Return rows `start` to `stop` of it, cut off at its ends."""
+        start, stop = max(0, start), min(self.rows, stop)
+        rows = max(0, stop - start)
+        size = self.size * rows // max(1, self.rows)
+        return Part(self.path, self.skip + start, rows, size)
+
+
+# Yields rows [start, stop) of an open file of this path, as str, bytes, None where
+# there is no text, or Damaged; the last number is how many to hold together.
+Values = Callable[[object, str, int, int, int], Iterator[object]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of a split: where they stand, and what the files there hold.
+
+    `name`: the dataset's, as a person is shown it.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    known: dict[str, digests.Known]
+
+    @classmethod
+    def of(cls, name: str, parts: list[Part], cache: Path | None) -> "Rows":
+        """Return rows whose files are read now, for their digests."""
+        files = sorted({part.path for part in parts})
+        return cls(name, tuple(p for p in parts if p.rows), digests.known(files, cache))
+
+    def pieces(self) -> list[Piece]:
+        """Return ranges of rows in order, of PIECE_BYTES or less; none is in two files.
+
+        `start` and `stop` count the rows of the split.
+        """
+        found, first = [], 0
+        for part in self.parts:
+            # One that is far away is copied to be read.
+            is_here = not paths.is_remote(part.path)
+            count = math.ceil(part.size / documents.PIECE_BYTES) if is_here else 1
+            count = max(1, min(part.rows, count))
+            ends = [first + part.rows * n // count for n in range(count + 1)]
+            options = {
+                "name": self.name,
+                "size": part.size // count,
+                "stamp": self.known[part.path].stamp,
+            }
+            for start, stop in itertools.pairwise(ends):
+                found.append(Piece(start=start, stop=stop, first=start, **options))
+            first = ends[-1]
+        return found
+
+    def identity(self) -> list:
+        """Return [file's name, first row, number of rows, file's digest] in order."""
+        return [
+            [p.path.rpartition("/")[2], p.skip, p.rows, self.known[p.path].digest]
+            for p in self.parts
+        ]
+
+    def to_json(self) -> list:
+        """Return what `reader` finds the rows by."""
+        return [dataclasses.astuple(part) for part in self.parts]
+
+
+def reader(told: list, values: Values) -> Reader:
+    """Return the reader of pieces of rows, by their `to_json`; a place is a row.
+
+    Besides what the reading refuses, it raises UserError on a file that changed since
+    its piece was made, or cannot be read although it could then.
+    """
+    parts = [Part(*fields) for fields in told]
+    firsts = [0, *itertools.accumulate(part.rows for part in parts)]
+
+    def read(piece: Piece, reading: Reading) -> Iterator[tuple[int, str]]:
+        index = bisect.bisect_right(firsts, piece.start) - 1
+        part, first = parts[index], firsts[index]
+        together = BATCH_BYTES * part.rows // max(1, part.size) + 1
+        together = min(BATCH_ROWS, together)
+        row, before = piece.start, part.skip - first
+
+        def bad(error: streams.Damaged, count: int) -> None:
+            problem = f"{paths.shown(part.path)}: {reason(error)}"
+            reading.bad(error.kind, piece, row, problem, count=count)
+
+        try:
+            with streams.watched(part.path, piece.stamp) as raw:
+                where = row + before, piece.stop + before
+                for value in values(raw, part.path, *where, together):
+                    if isinstance(value, streams.Damaged):
+                        bad(value, 1)
+                    else:
+                        for text in reading.texts(value, piece, row):
+                            yield row, text
+                    row += 1
+        except streams.Damaged as error:
+            bad(error, piece.stop - row)
+
+    return read

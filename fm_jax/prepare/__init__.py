@@ -1,0 +1,1 @@
+"""The data of a config, made ready, looked at and timed before a run takes it."""

@@ -1,0 +1,745 @@
+"""Tests of building stores: their names, their bytes, and what trouble leaves."""
+
+import gzip
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers as library
+from tokenizers import models
+
+from fm_jax.data import build as builds
+from fm_jax.data import headers, joined, verify, worker
+from fm_jax.data.lanes import Sizes
+from fm_jax.errors import UserError
+from fm_jax.tokenizers import jsonfile, plain
+from tests.data import made
+from tests.data.made import build, contents, refusal, texts_of
+
+BYTES = plain.ByteTokenizer()
+TEXTS = ["abc", "d", "", "é\U0001f642", "fg\x00h"]
+# Many lanes, shards and batches of little, each lane worth a process.
+SIZES = Sizes(lane_bytes=3000, shard_tokens=700, batch_bytes=150, process_bytes=0)
+ROOT = Path(builds.__file__).parents[2]
+
+
+def left_in(cache):
+    names = (path.name for path in (cache / "stores").iterdir())
+    return sorted(name for name in names if not name.endswith(".lock"))
+
+
+def start(program, *args, **options):
+    """Start a Python program that may import the tests."""
+    command = [sys.executable, "-B", "-c", textwrap.dedent(program), *map(str, args)]
+    options = {"stdout": subprocess.PIPE, "text": True, "cwd": ROOT} | options
+    return subprocess.Popen(command, **options)
+
+
+# What names a store.
+
+
+def test_a_store_is_built_once_and_then_found(tmp_path):
+    said = []
+    first = build(tmp_path, ["abc", "de"], BYTES, say=said.append)
+    assert said == [
+        f"Building a token store in {first.path}",
+        "  2 documents, 5 bytes, 8 tokens",
+    ]
+    inode = first.path.stat().st_ino
+    again = build(tmp_path, ["abc", "de"], BYTES, say=said.append)
+    assert len(said) == 2
+    assert again.path == first.path == tmp_path / "stores" / first.header["name"]
+    assert again.path.stat().st_ino == inode
+    assert texts_of(again) == ["abc", "de"]
+    assert left_in(tmp_path) == [first.path.name]
+
+
+def test_changed_text_gives_another_store_and_leaves_the_first(tmp_path):
+    corpus = tmp_path / "a.txt"
+    (tmp_path / "b.txt").write_text("held out")
+    found = []
+    for text in ["one", "two", "one"]:
+        corpus.write_text(text)
+        source = made.source_of(corpus, eval_paths=(str(tmp_path / "b.txt"),))
+        found.append(made.build_files(tmp_path, tokenizer=BYTES, source=source))
+    one, two, again = found
+    assert one.path == again.path != two.path
+    assert [texts_of(store) for store in found] == [["one"], ["two"], ["one"]]
+
+
+def test_whatever_decides_what_is_in_a_store_is_in_its_name(tmp_path, monkeypatch):
+    vocab = {"[UNK]": 0, "</s>": 1, "[SEP]": 2, "abc": 3}
+    inner = library.Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    inner.add_special_tokens(["[UNK]", "</s>", "[SEP]"])
+    text = inner.to_str()
+    found = [build(tmp_path, ["abc"], BYTES)]
+    for end_token in ["</s>", "[SEP]"]:
+        tokenizer = jsonfile.JsonTokenizer(text, end_token=end_token)
+        found.append(build(tmp_path, ["abc"], tokenizer))
+        end = vocab[end_token]
+        assert found[-1].read(0, 3).tolist() == [end, 3, end]
+    for options in (
+        {"split": "eval"},
+        {"name": "other"},
+        {"fractions": (0.0, 0.999)},
+        {"on_bad_text": "skip"},
+        {"max_document_bytes": 1000},
+        {"deduplicate": True},
+        {"without": build(tmp_path, ["x"], BYTES)},
+        {"without": build(tmp_path, ["y"], BYTES)},
+    ):
+        found.append(build(tmp_path, ["abc"], BYTES, **options))
+    monkeypatch.setattr(headers, "FORMAT", 3)
+    found.append(build(tmp_path, ["abc"], BYTES))
+    monkeypatch.undo()
+    names = [store.path.name for store in found]
+    assert len(set(names)) == len(names) == 12
+    assert len(left_in(tmp_path)) == 14  # those of x and y too
+    for options in ({"num_workers": 3}, {"sizes": SIZES}):
+        assert build(tmp_path, ["abc"], BYTES, **options).path == found[0].path
+
+
+def test_a_header_lists_few_files_by_name_and_many_by_count(tmp_path):
+    for num_files in (100, 101):
+        folder = tmp_path / str(num_files)
+        folder.mkdir()
+        for number in range(num_files):
+            (folder / f"{number}.txt").write_text(f"text {number}")
+        source = made.source_of(folder)
+        built = made.build_files(tmp_path, tokenizer=BYTES, source=source)
+        told, files = built.header["source"], source.identity("train")["files"]
+        assert told | {"files": files} == source.identity("train")
+        if num_files == 100:
+            assert told["files"] == files
+        else:
+            assert told["files"].keys() == {"count", "digest"}
+            assert told["files"]["count"] == 101
+
+
+# What is in it.
+
+
+def corpus_of(tmp_path, **options):
+    """Write a corpus; return the folder and the texts of a split of it."""
+    texts = made.write_corpus(tmp_path / "corpus", **options)
+    source = made.source_of(tmp_path / "corpus")
+
+    def of(split):
+        low, high = source.share(split)
+        fractions = map(made.fraction_of, texts)
+        return [t for t, f in zip(texts, fractions, strict=True) if low <= f < high]
+
+    return tmp_path / "corpus", of
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_processes_make_the_store_that_is_made_here(
+    split, deduplicate, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(joined, "GZIP_BYTES", 1000)
+    corpus, of = corpus_of(tmp_path, num_files=8, num_documents=80)
+    options = {"split": split, "deduplicate": deduplicate, "sizes": SIZES}
+    options |= {"tokenizer": BYTES}
+    stores = [
+        made.build_files(tmp_path / str(n), corpus, num_workers=n, **options)
+        for n in (1, 2, 3)
+    ]
+    texts = of(split)
+    expected = list(dict.fromkeys(texts)) if deduplicate else texts
+    assert texts_of(stores[0]) == expected
+    assert len(expected) < len(texts) if deduplicate else expected is texts
+    assert len(stores[0].shards) > (4 if split == "eval" else 12)
+    for store in stores[1:]:
+        assert contents(store) == contents(stores[0])
+    assert verify.verify(stores[0].path) == []
+    packed = gzip.compress("".join(expected).encode()[:1000], 9)
+    told = stores[0].header["gzip_of"], stores[0].header["gzip_bytes"]
+    assert told == ((1000, len(packed)) if split == "eval" else (0, 0))
+    assert stores[0].header["duplicates"] == len(texts) - len(expected)
+
+
+def test_a_store_read_through_other_cuts_is_the_same(tmp_path):
+    corpus, _ = corpus_of(tmp_path)
+    options = {"tokenizer": BYTES, "num_workers": 1}
+    cut = made.build_files(tmp_path / "a", corpus, sizes=SIZES, **options)
+    whole = made.build_files(tmp_path / "b", corpus, **options)
+    assert len(cut.shards) > 5
+    assert len(whole.shards) == 1
+    assert (cut.read(0, len(cut)) == whole.read(0, len(whole))).all()
+    one, two = contents(cut), contents(whole)
+    for name in headers.FILES:
+        assert one[name] == two[name]
+
+
+def test_held_out_text_is_not_trained_on_wherever_it_stands(tmp_path):
+    corpus, of = corpus_of(tmp_path)
+    more = of("train")[:20] + of("eval")[:20]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in more)
+    (corpus / "again.jsonl").write_text(rows)
+    (corpus / "again.txt").write_text(of("eval")[3])
+    train, held_out = (
+        made.build_files(tmp_path, corpus, tokenizer=BYTES, split=split)
+        for split in ("train", "eval")
+    )
+    assert len(texts_of(train)) == len(of("train")) + 20
+    assert len(texts_of(held_out)) == len(of("eval")) + 21
+    assert not set(texts_of(train)) & set(texts_of(held_out))
+    assert not set(map(tuple, train.hashes)) & set(map(tuple, held_out.hashes))
+
+
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_documents_of_another_store_are_left_out_and_counted(deduplicate, tmp_path):
+    held_out = build(tmp_path, ["b", "x", "d"], BYTES)
+    options = {"without": held_out, "deduplicate": deduplicate, "sizes": SIZES}
+    texts = ["a", "b", "c", "b", "a", "d", "e"]
+    built = build(tmp_path, texts, BYTES, piece_texts=3, **options)
+    assert texts_of(built) == (["a", "c", "e"] if deduplicate else ["a", "c", "a", "e"])
+    assert built.header["held_out_elsewhere"] == 3
+    assert built.header["duplicates"] == int(deduplicate)
+    assert built.origins[:, 1].tolist()[:2] == [0, 2]
+
+
+def test_what_readers_met_is_told_in_the_order_of_the_corpus(tmp_path):
+    corpus, of = corpus_of(tmp_path)
+    for name in ("1", "3"):
+        with open(corpus / f"{name}.jsonl", "ab") as stream:
+            stream.write(b'{"text": 1}\n\n{"text": "a\xff"}\n{"other": ""}\n')
+    options = {"tokenizer": BYTES, "on_bad_text": "skip", "sizes": SIZES}
+    stores = [
+        made.build_files(tmp_path / str(n), corpus, num_workers=n, **options)
+        for n in (1, 3)
+    ]
+    for store in stores:
+        met = store.header["met"]
+        assert met["skipped"] == {"bad UTF-8": 2, "missing text": 4}
+        places = ["1.jsonl line 44", "1.jsonl line 47", "3.jsonl line 44"]
+        assert met["examples"]["missing text"] == places
+        assert met["empty"] >= 2
+        assert texts_of(store) == of("train")
+
+
+def test_a_file_whose_name_is_no_text_is_read_by_processes_too(tmp_path):
+    corpus, of = corpus_of(tmp_path)
+    os.rename(corpus / "2.jsonl", os.fsencode(corpus) + b"/2\xff.jsonl")
+    options = {"tokenizer": BYTES, "num_workers": 2, "sizes": SIZES}
+    built = made.build_files(tmp_path, corpus, **options)
+    assert texts_of(built) == of("train")
+    assert f"{corpus}/2\udcff.jsonl" in [path for _, path in built.pieces]
+
+
+def test_few_bytes_or_one_lane_start_no_process(tmp_path, monkeypatch):
+    def never(*args, **options):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(worker.subprocess, "Popen", never)
+    corpus, _ = corpus_of(tmp_path)
+    cut = Sizes(lane_bytes=3000)
+    for number, sizes in enumerate([Sizes(), cut, Sizes(process_bytes=0)]):
+        options = {"tokenizer": BYTES, "num_workers": 2, "sizes": sizes}
+        made.build_files(tmp_path / str(number), corpus, **options)
+    with pytest.raises(AssertionError, match="started"):
+        made.build_files(
+            tmp_path / "4", corpus, tokenizer=BYTES, num_workers=2, sizes=SIZES
+        )
+
+
+# Where it is put.
+
+
+def test_a_store_is_put_where_it_is_wanted_and_found_there(tmp_path):
+    said = []
+    out = tmp_path / "mine" / "train"
+    built = build(tmp_path / "cache", TEXTS, BYTES, out=out, say=said.append)
+    assert built.path == out
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        ".train.lock",
+        "train",
+    ]
+    assert not (tmp_path / "cache").exists()
+    again = build(tmp_path / "cache", TEXTS, BYTES, out=out, say=said.append)
+    assert len(said) == 2
+    in_cache = build(tmp_path / "cache", TEXTS, BYTES)
+    assert contents(again) == contents(in_cache)
+    (tmp_path / "file").write_text("")
+    other = tmp_path / "file" / "train"
+    assert refusal(build, tmp_path, TEXTS, BYTES, out=other) == (
+        f"the folder of a token store must be writable and have room; got {other} "
+        "(File exists). Free space or name another one."
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert contents(build(tmp_path, TEXTS, BYTES, out=empty)) == contents(in_cache)
+
+
+def test_a_folder_with_another_store_or_other_files_is_left_as_it_is(tmp_path):
+    out = tmp_path / "out"
+    other = build(tmp_path, ["other"], BYTES, out=out)
+    before = contents(other)
+    name = build(tmp_path, TEXTS, BYTES).header["name"]
+    assert refusal(build, tmp_path, TEXTS, BYTES, out=out) == (
+        f"the folder of a token store must be new or empty, or have that store; got "
+        f"{out} with the store {other.header['name']}, where {name} was to be. Delete "
+        "it or name another one."
+    )
+    assert contents(other) == before
+    (out / "header.json").unlink()
+    for path in (out, out / "offsets.npy"):
+        assert refusal(build, tmp_path, TEXTS, BYTES, out=path) == (
+            f"the folder of a token store must be new or empty; got {path} with other "
+            "files. Name another one."
+        )
+
+
+def test_a_store_that_may_not_be_built_is_refused_and_nothing_is_made(tmp_path):
+    said = []
+    cache, options = tmp_path / "cache", {"may_build": False, "say": said.append}
+    text = refusal(build, cache, TEXTS, BYTES, **options)
+    assert text.startswith(f"{tmp_path}/cache/stores/")
+    assert text.endswith(" must be prepared; got nothing there. fm train does.")
+    assert list(tmp_path.iterdir()) == []
+    built = build(cache, TEXTS, BYTES)
+    assert build(cache, TEXTS, BYTES, **options).path == built.path
+    assert text.startswith(f"{built.path} ")
+    assert said == []
+
+
+# Trouble.
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["held out"]], ids=len)
+def test_an_empty_corpus_is_refused_and_leaves_nothing(texts, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number, text in enumerate(texts or [""]):
+        (corpus / f"{number}.txt").write_text(text)
+    split = "train" if made.fraction_of("held out") < 0.25 else "eval"
+    source = made.source_of(corpus)
+    options = {"tokenizer": BYTES, "split": split, "source": source}
+    if not texts:
+        source.files[split].clear()
+    assert refusal(made.build_files, tmp_path, **options) == (
+        f"the corpus must have text to {'train on' if split == 'train' else 'hold out'}"
+        "; got no document of that split. A plain file is one document: name held-out "
+        "files in data.eval_paths, or change data.eval_fraction."
+    )
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, UserError])
+@pytest.mark.parametrize("after", ["no shard", "a shard"])
+def test_a_build_that_is_interrupted_is_gone_on_with_from_its_shards(
+    after, error, tmp_path, monkeypatch
+):
+    """A shard is finished after the first document, or none is."""
+    read, say = made.read_list, []
+    sizes = Sizes(shard_tokens=4 if after == "a shard" else 100, batch_bytes=1)
+    options = {"sizes": sizes, "say": say.append}
+
+    def fail(spec):
+        def stop(piece, reading):
+            yield from itertools.islice(read(spec)(piece, reading), 4)
+            raise error("of the test")
+
+        return stop
+
+    monkeypatch.setattr(made, "read_list", fail)
+    with pytest.raises(error):
+        build(tmp_path, TEXTS, BYTES, **options)
+    left = left_in(tmp_path)
+    if after == "no shard":
+        assert left == []
+    else:
+        (name,) = left
+        assert name.endswith(".building")
+    monkeypatch.setattr(made, "read_list", read)
+    built = build(tmp_path, TEXTS, BYTES, **options)
+    assert texts_of(built) == TEXTS
+    words = "Going on with" if after == "a shard" else "Building"
+    assert say[1] == f"{words} a token store in {built.path}"
+    assert left_in(tmp_path) == [built.path.name]
+    whole = build(tmp_path / "other", TEXTS, BYTES, sizes=sizes)
+    assert contents(built) == contents(whole)
+
+
+# Ends a process at its n-th call of what changes or settles files, for all n; after
+# each, another process builds to the end.
+DIER = """
+    import os, shutil, sys
+    from pathlib import Path
+    from fm_jax.data.lanes import Sizes
+    from fm_jax.tokenizers.plain import ByteTokenizer
+    from tests.data import made
+    folder = Path(sys.argv[1])
+    sizes = Sizes(lane_bytes=1, shard_tokens=1000, batch_bytes=400)
+    options = {"tokenizer": ByteTokenizer(), "split": "eval", "deduplicate": True}
+    options |= {"sizes": sizes, "num_workers": 1}
+    def build(cache):
+        return made.build_files(cache, folder / "corpus", **options)
+    def dying(calls):
+        left = [calls]
+        def wrap(function):
+            def call(*args, **kwargs):
+                left[0] -= 1
+                if left[0] < 0:
+                    os._exit(9)
+                return function(*args, **kwargs)
+            return call
+        for name in ("replace", "rename", "fsync", "unlink", "rmdir"):
+            setattr(os, name, wrap(getattr(os, name)))
+    os.fsync = lambda file: None  # what is killed is a process, and no machine
+    whole = made.contents(build(folder / "whole"))
+    for calls in range(10_000):
+        cache = folder / "cache"
+        if not (pid := os.fork()):
+            dying(calls)
+            build(cache)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == 0:
+            break
+        assert status == 9, status
+        assert made.contents(build(cache)) == whole, calls
+        names = [path.name for path in (cache / "stores").iterdir()]
+        assert len(names) == 2, names
+        shutil.rmtree(cache)
+    print(calls, len(whole))
+"""
+
+
+def test_a_build_killed_at_any_change_of_a_file_is_gone_on_with(tmp_path):
+    made.write_corpus(tmp_path / "corpus", num_files=2, num_documents=40)
+    with start(DIER, tmp_path) as process:
+        said, _ = process.communicate(timeout=100)
+    assert process.returncode == 0
+    calls, num_files = map(int, said.split())
+    assert calls > 50
+    assert num_files == 2 + 8  # shards, and the others
+
+
+BUILDER = """
+    import json, sys
+    from pathlib import Path
+    from fm_jax.data.lanes import Sizes
+    from fm_jax.tokenizers.plain import ByteTokenizer
+    from tests.data import made
+    cache, corpus, options = sys.argv[1:]
+    options = json.loads(options)
+    sizes = Sizes(**options.pop("sizes"))
+    say = lambda line: print(line, flush=True)
+    built = made.build_files(Path(cache), Path(corpus), tokenizer=ByteTokenizer(),
+                             sizes=sizes, say=say, **options)
+    print(built.path, flush=True)
+"""
+
+
+def children_of(pid):
+    return [
+        int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
+
+
+def are_gone(pids):
+    """Return whether processes end within ten seconds."""
+    deadline = time.monotonic() + 10
+    while pids and time.monotonic() < deadline:
+        pids = [pid for pid in pids if made.is_alive(pid)]
+        time.sleep(0.01)
+    return not pids
+
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="needs Linux's /proc"
+)
+
+
+@pytest.mark.slow
+@needs_proc
+def test_a_build_of_processes_killed_at_random_ends_as_if_it_never_was(tmp_path):
+    """A dozen kills, each after some more files were made, or right at the start."""
+    corpus, cache = tmp_path / "corpus", tmp_path / "cache"
+    made.write_corpus(corpus, num_files=12, num_documents=3000)
+    sizes = {"lane_bytes": 200_000, "shard_tokens": 12_000, "batch_bytes": 2_000}
+    options = {"num_workers": 2, "sizes": sizes | {"process_bytes": 0}}
+    options |= {"deduplicate": True}
+    rng = random.Random(5)
+
+    def begin(cache):
+        return start(BUILDER, cache, corpus, json.dumps(options))
+
+    def num_files():
+        return sum(1 for _ in cache.rglob("parts/[0-9]*"))
+
+    with begin(tmp_path / "whole") as process:
+        *_, path = process.communicate(timeout=60)[0].split()
+    whole = {file.name: file.read_bytes() for file in Path(path).iterdir()}
+    assert len(whole) > 100
+    num_begun = 0
+    for _ in range(12):
+        enough = num_files() + rng.randrange(35)
+        with begin(cache) as process:
+            num_begun += process.stdout.readline().startswith("Going on with")
+            while num_files() < enough and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0.0, 0.02))
+            assert process.poll() is None
+            children = children_of(process.pid)
+            process.kill()
+        assert are_gone(children)
+    with begin(cache) as process:
+        *_, path = process.communicate(timeout=60)[0].split()
+    found = {file.name: file.read_bytes() for file in Path(path).iterdir()}
+    assert found == whole
+    assert num_begun >= 8
+    assert left_in(cache) == [Path(path).name]
+
+
+@needs_proc
+def test_of_a_build_whose_process_dies_none_is_left_and_the_next_goes_on(tmp_path):
+    corpus, of = corpus_of(tmp_path, num_files=8, num_documents=3000)
+    sizes = {"lane_bytes": 50_000, "shard_tokens": 5_000, "batch_bytes": 1_000}
+    options = {"num_workers": 2, "sizes": sizes | {"process_bytes": 0}}
+    arguments = (tmp_path / "cache", corpus, json.dumps(options))
+    with start(BUILDER, *arguments, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        while len(children := children_of(process.pid)) < 2:
+            time.sleep(0.001)
+        while not list((tmp_path / "cache").rglob("parts/*.json")):
+            time.sleep(0.001)
+        os.kill(children[1], signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    last = said.strip().splitlines()[-1]
+    assert last.startswith(
+        "fm_jax.errors.OutOfMemoryError: a process that builds a token store must "
+        "live; it ended with status -9 while it read "
+    )
+    assert are_gone(children)
+    with start(BUILDER, *arguments) as process:
+        first, *_, path = process.communicate(timeout=60)[0].splitlines()
+    assert first == f"Going on with a token store in {path}"
+    built = made.build_files(tmp_path / "cache", corpus, tokenizer=BYTES)
+    assert built.path == Path(path)
+    assert texts_of(built) == of("train")
+
+
+def test_a_users_mistake_is_the_same_line_from_a_process(tmp_path):
+    corpus, _ = corpus_of(tmp_path)
+    with open(corpus / "3.jsonl", "a") as stream:
+        stream.write('{"text": \n')
+    options = {"tokenizer": BYTES, "sizes": SIZES}
+    said = [
+        refusal(made.build_files, tmp_path / str(n), corpus, num_workers=n, **options)
+        for n in (1, 2)
+    ]
+    assert said[0] == said[1]
+    assert f"{corpus}/3.jsonl line 44" in said[0]
+
+
+def test_a_file_that_changes_during_the_build_is_refused_and_then_read_anew(tmp_path):
+    corpus, _ = corpus_of(tmp_path)
+    source = made.source_of(corpus)
+
+    def change(line):
+        if line.startswith("Building"):
+            with open(corpus / "4.jsonl", "a") as stream:
+                stream.write('{"text": "a late line"}\n')
+
+    options = {"tokenizer": BYTES, "sizes": SIZES}
+    said = refusal(
+        made.build_files, tmp_path, source=source, say=change, num_workers=1, **options
+    )
+    assert f"{corpus}/4.jsonl" in said
+    assert "\n" not in said
+    stores = {
+        split: made.build_files(tmp_path, corpus, split=split, **options)
+        for split in ("train", "eval")
+    }
+    assert "a late line" in texts_of(stores["train"]) + texts_of(stores["eval"])
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize(
+    "limit", [700, 6000], ids=["the first shard", "where shards are joined"]
+)
+def test_a_full_disk_is_one_line_and_the_next_try_goes_on(limit, num_workers, tmp_path):
+    """The limit of a file stands for a disk that is full."""
+    corpus, of = corpus_of(tmp_path, num_documents=200)
+    options = {"num_workers": num_workers, "tokenizer": BYTES, "sizes": SIZES}
+    cache = tmp_path / "cache"
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        said = refusal(made.build_files, cache, corpus, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert said.startswith(
+        f"data.cache_dir must be writable and have room; got {cache}/stores/"
+    )
+    assert said.endswith(
+        " (File too large). Free space or set --config.data.cache_dir."
+    )
+    assert bool(left_in(cache)) == (limit == 6000)
+    lines = []
+    built = made.build_files(cache, corpus, say=lines.append, **options)
+    words = "Going on with" if limit == 6000 else "Building"
+    assert lines[0] == f"{words} a token store in {built.path}"
+    assert texts_of(built) == of("train")
+
+
+def test_a_cache_that_is_a_file_is_refused(tmp_path):
+    cache = tmp_path / "cache"
+    cache.write_text("")
+    said = refusal(build, cache, TEXTS, BYTES)
+    assert said.startswith(
+        f"data.cache_dir must be writable and have room; got {cache}/stores/"
+    )
+    assert said.endswith(
+        " (Not a directory). Free space or set --config.data.cache_dir."
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_may_not_be_written_is_refused(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o500)
+    said = refusal(build, cache, TEXTS, BYTES)
+    assert said.startswith(
+        f"data.cache_dir must be writable and have room; got {cache}/stores/"
+    )
+    assert said.endswith(
+        " (Permission denied). Free space or set --config.data.cache_dir."
+    )
+
+
+# Several builds.
+
+
+def test_the_store_of_a_process_that_was_first_is_taken(tmp_path, monkeypatch):
+    first = build(tmp_path / "other", TEXTS, BYTES)
+    read = made.read_list
+
+    def be_second(spec):
+        shutil.copytree(first.path, tmp_path / "stores" / first.path.name)
+        (tmp_path / "stores" / first.path.name / "first").touch()
+        return read(spec)
+
+    monkeypatch.setattr(made, "read_list", be_second)
+    built = build(tmp_path, TEXTS, BYTES)
+    assert (built.path / "first").exists()
+    assert texts_of(built) == TEXTS
+    assert left_in(tmp_path) == [first.path.name]
+
+
+# Reads its documents, once it has said so, for as long as the other has not asked.
+WAITER = """
+    import sys, time
+    from pathlib import Path
+    from fm_jax.tokenizers.plain import ByteTokenizer
+    from tests.data import made
+    name, cache = sys.argv[1], Path(sys.argv[2])
+    read = made.read_list
+    def wait(spec):
+        print("reads", flush=True)
+        while not (cache / "asked").exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        return read(spec)
+    made.read_list = wait
+    if name == "second":
+        (cache / "asked").touch()
+    say = lambda line: print(line, flush=True)
+    built = made.build(cache, ["text"], ByteTokenizer(), say=say)
+    print(*made.texts_of(built))
+"""
+
+
+def test_of_two_processes_one_builds_and_the_other_finds(tmp_path):
+    with start(WAITER, "first", tmp_path) as first:
+        said = [first.stdout.readline(), first.stdout.readline()]
+        with start(WAITER, "second", tmp_path) as second:
+            found, _ = second.communicate(timeout=60)
+        said += first.communicate(timeout=60)[0].splitlines(keepends=True)
+    (name,) = [name for name in left_in(tmp_path) if name != "asked"]
+    assert said == [
+        f"Building a token store in {tmp_path / 'stores' / name}\n",
+        "reads\n",
+        "  1 documents, 4 bytes, 6 tokens\n",
+        "text\n",
+    ]
+    assert found == "text\n"
+
+
+# What it takes.
+
+
+# Prints how many bytes of memory a build took beyond what stood before, here or in the
+# largest of its processes beyond what a process takes that has built little.
+MEASURER = """
+    import resource, sys
+    from pathlib import Path
+    from fm_jax.data.lanes import Sizes
+    from fm_jax.tokenizers.plain import ByteTokenizer
+    from tests.data import made
+    folder, num_workers = Path(sys.argv[1]), int(sys.argv[2])
+    who = resource.RUSAGE_SELF if num_workers == 1 else resource.RUSAGE_CHILDREN
+    sizes = Sizes(lane_bytes=1, process_bytes=0)
+    peaks = []
+    for corpus in ("small", "large"):
+        made.build_files(folder / "cache", folder / corpus, tokenizer=ByteTokenizer(),
+                         num_workers=num_workers, sizes=sizes)
+        peaks.append(resource.getrusage(who).ru_maxrss * 1024)
+    print(peaks[1] - peaks[0])
+"""
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_memory_does_not_grow_with_the_corpus(num_workers, tmp_path):
+    row = json.dumps({"text": "some text of a document " * 80}) + "\n"
+    for name, size in (("small", 1 << 12), ("large", 40_000_000)):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            file = tmp_path / name / f"{number}.jsonl"
+            file.write_text(row * (size // 2 // len(row)))
+    with start(MEASURER, tmp_path, num_workers) as process:
+        said, _ = process.communicate(timeout=60)
+    assert int(said) < 30_000_000
+
+
+def test_a_small_corpus_is_not_slowed_down_by_imports(tmp_path):
+    """Neither a bar nor threads nor processes are there for a corpus of two seconds."""
+    made.write_corpus(tmp_path / "corpus")
+    program = """
+        import sys
+        from pathlib import Path
+        from fm_jax.tokenizers.plain import ByteTokenizer
+        from tests.data import made
+        folder = Path(sys.argv[1])
+        made.build_files(folder / "cache", folder / "corpus", tokenizer=ByteTokenizer())
+        heavy = ["jax", "rich", "tensorflow_datasets", "datasets", "pyarrow", "fsspec",
+                 "tokenizers", "tiktoken", "multiprocessing"]
+        print([name for name in heavy if name in sys.modules])
+    """
+    with start(program, tmp_path) as process:
+        said, _ = process.communicate(timeout=60)
+    assert said.strip() == "[]"
+
+
+def test_a_document_of_no_token_is_a_document(tmp_path):
+    built = build(tmp_path, ["", "", "a", ""], BYTES)
+    assert built.read(0, len(built)).tolist() == [256, 256, 256, 97, 256, 256]
+    assert np.diff(built.offsets).tolist() == [1, 1, 2]
+    assert built.header["quantiles"]["50"] == 0

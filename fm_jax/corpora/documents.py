@@ -104,6 +104,11 @@ class Reading:
     def __init__(self, *, on_bad_text: str, max_document_bytes: int):
         if on_bad_text not in ON_BAD_TEXT:
             raise unknown("data.on_bad_text", on_bad_text, ON_BAD_TEXT)
+        if max_document_bytes >= 1 << 31:  # what is left over of one is an int32
+            raise UserError(
+                "data.max_document_bytes must be below 2**31; got "
+                f"{max_document_bytes}. Cut longer documents."
+            )
         if max_document_bytes < 4:
             raise UserError(
                 "data.max_document_bytes must be at least 4, what a character may "
@@ -180,7 +185,9 @@ class Reading:
             "skipped": dict(sorted(self.skipped.items())),
             "replaced": dict(sorted(self.replaced.items())),
             "empty": self.empty,
-            "examples": {kind: self.examples[kind] for kind in sorted(self.examples)},
+            "examples": {
+                kind: [*self.examples[kind]] for kind in sorted(self.examples)
+            },
         }
 
     def add(self, met: dict) -> None:

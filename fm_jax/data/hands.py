@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from fm_jax.corpora import sources
 from fm_jax.corpora.documents import Reading
-from fm_jax.data import lanes, shards
+from fm_jax.data import lanes, shards, store
 from fm_jax.data.lanes import Hashes, Lane, Place, Report, Sieve, Sizes
 from fm_jax.tokenizers.protocol import Tokenizer
 
@@ -52,7 +52,7 @@ class Hand:
         self._tokenizer, self._num_threads = tokenizer, num_threads
         held_out = None
         if work.without:
-            held_out = Hashes(np.load(Path(work.without, "hashes.npy")))
+            held_out = Hashes(store.open_store(Path(work.without)).hashes)
         self._batches = functools.partial(
             lanes.batches,
             read=sources.open_reader(work.source),
@@ -84,12 +84,7 @@ class Hand:
         done = shards.records(self._folder, lane.number)
         place = Place(**done[-1]["next"]) if done else Place()
         number, room = len(done), room - sum(record["text"] for record in done)
-        is_first = None
-        if self._work.deduplicate:
-            is_first = np.load(first_file(self._folder, lane.number), mmap_mode="r")
-        with contextlib.closing(
-            self._encoded(lane, place, is_first, report)
-        ) as encoded:
+        with contextlib.closing(self._encoded(lane, place, report)) as encoded:
             while place.piece < len(lane.pieces):
                 place, num_text = self._write(lane, number, encoded, place, room)
                 number, room = number + 1, room - num_text
@@ -122,11 +117,26 @@ class Hand:
             or shard.num_documents >= sizes.shard_documents
         )
 
-    def _encoded(self, lane, place, is_first, report) -> Iterator[tuple]:
-        """Yield (batch, what is kept of it, its ids), reading on while others encode.
+    def _firsts(self, lane: Lane) -> Callable[[lanes.Batch, Place], np.ndarray]:
+        """Return what says which documents of a batch, from a place on, stay.
 
-        is_first: which documents of the lane are no duplicates; None keeps all.
+        It raises UserError where they are not those that duplicates were sought among.
         """
+        is_first = np.load(first_file(self._folder, lane.number), mmap_mode="r")
+        hashes = np.fromfile(hashes_file(self._folder, lane.number), "<u8")
+        hashes = hashes.reshape(-1, 2)
+
+        def stay(batch: lanes.Batch, place: Place) -> np.ndarray:
+            those = slice(place.num_sieved, batch.after.num_sieved)
+            if not np.array_equal(hashes[those], batch.hashes):
+                raise lanes.changed(lane)
+            return is_first[those]
+
+        return stay
+
+    def _encoded(self, lane, place, report) -> Iterator[tuple]:
+        """Yield (batch, what is kept of it, its ids); read on while others encode."""
+        firsts = self._firsts(lane) if self._work.deduplicate else None
         # One thread is this one, always: the first that has tiktoken's regex runs in it
         # has a fifth less to do than any other that ever does.
         ahead = AHEAD if self._num_threads > 1 else 0
@@ -134,10 +144,7 @@ class Hand:
         pool = ThreadPoolExecutor(AHEAD)
         try:
             for batch in self._batches(lane, place, report=report):
-                kept = batch
-                if is_first is not None:
-                    those = slice(place.num_sieved, batch.after.num_sieved)
-                    kept = batch.only(is_first[those])
+                kept = batch.only(firsts(batch, place)) if firsts else batch
                 place = batch.after
                 ids = functools.partial(self._encode, kept.texts)
                 waiting.append((batch, kept, pool.submit(ids).result if ahead else ids))

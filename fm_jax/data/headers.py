@@ -115,7 +115,7 @@ def _shards(header: dict) -> None:
         file = shard_name(number)
         _require(shard.get("file") == file, f"{name}['file']", file, shard.get("file"))
         for count in ("tokens", "documents"):
-            _count(f"{name}[{count!r}]", shard.get(count))
+            _count(f"{name}[{count!r}]", shard.get(count), least=1)
         _hex(f"{name}['blake2b']", shard.get("blake2b"))
     for count in ("tokens", "documents"):
         stated, total = header[f"num_{count}"], sum(shard[count] for shard in shards)
@@ -123,9 +123,10 @@ def _shards(header: dict) -> None:
         _require(stated == total, f"num_{count}", demand, stated)
 
 
-def _count(name: str, value) -> None:
+def _count(name: str, value, least: int = 0) -> None:
     is_count = isinstance(value, int) and not isinstance(value, bool)
-    _require(is_count and 0 <= value < 1 << 62, name, "a count", value)
+    demand = f"a count, at least {least}" if least else "a count"
+    _require(is_count and least <= value < 1 << 62, name, demand, value)
 
 
 def _hex(name: str, value) -> None:

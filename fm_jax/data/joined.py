@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fm_jax import caches
+from fm_jax.corpora import paths
 from fm_jax.data import headers, shards
 from fm_jax.data.arrays import Array, digest
 from fm_jax.data.store import COLUMNS
@@ -36,7 +37,7 @@ def join(
     tokens = _move(building, parts, records, tokenizer)
     digests, found = _string(building, parts, records, tokenizer)
     texts = {
-        "pieces.json": json.dumps(files),
+        "pieces.json": json.dumps([[n, paths.suffix_of(path)] for n, path in files]),
         "tokenizer.json": tokenizer.to_json(),
     }
     for name, text in texts.items():

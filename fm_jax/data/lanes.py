@@ -181,6 +181,16 @@ def batches(
         yield Batch(texts, raws, hashes, origins, num_held_out, place).only(is_kept)
 
 
+def changed(lane: Lane) -> UserError:
+    """Return the error for a lane that has other documents than when it was read."""
+    first, last = lane.pieces[0].name, lane.pieces[-1].name
+    where = first if first == last else f"{first} to {last}"
+    return UserError(
+        f"data must not change while it is read; got other documents in {where} than "
+        "at first. Start again when nothing writes it."
+    )
+
+
 def _read(lane, place, read, open_reading, batch_bytes, report) -> Iterator:
     """Yield (texts, origins [N, 2], the place after them, its piece, bytes since)."""
     before = open_reading()
@@ -191,7 +201,7 @@ def _read(lane, place, read, open_reading, batch_bytes, report) -> Iterator:
     for index in range(place.piece, len(lane.pieces)):
         piece, file = lane.pieces[index], lane.files[index]
         passed = place.document if index == place.piece else 0
-        reading, in_piece = open_reading(), -size
+        reading, in_piece, count = open_reading(), -size, 0
         report(piece, 0, 0, 0)
         for count, (number, text) in enumerate(_documents(read, piece, reading), 1):
             if count <= passed:
@@ -205,6 +215,8 @@ def _read(lane, place, read, open_reading, batch_bytes, report) -> Iterator:
                 now = finished + min(in_piece, piece.size)
                 yield texts, np.array(origins, "<i8"), after, piece, now - told
                 texts, origins, size, told = [], [], 0, now
+        if count < passed:
+            raise changed(lane)
         before.add(reading.to_json())
         finished += piece.size
     after = Place(len(lane.pieces), 0, before.to_json())

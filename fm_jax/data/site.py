@@ -42,9 +42,10 @@ class Site:
         What was made by another plan goes, and what others left long ago.
         """
         for other in self.place.parent.glob(".*.building*"):
-            with contextlib.suppress(OSError):
-                parts = other / "parts" if (other / "parts").exists() else other
-                if time.time() - parts.stat().st_mtime > KEPT_SECONDS:
+            parts = other / "parts"
+            with contextlib.suppress(OSError):  # another's folder has no parts
+                is_old = time.time() - parts.stat().st_mtime > KEPT_SECONDS
+                if is_old and (parts / "plan").exists():
                     shutil.rmtree(other, ignore_errors=True)
         file = self.parts / "plan"
         is_known = file.exists() and file.read_text() == plan

@@ -70,7 +70,7 @@ class TokenStore:
 
     @functools.cached_property
     def pieces(self) -> list[list[str]]:
-        """The [name, path] of each file or dataset, in the order of reading."""
+        """The [name, suffix] of each file or dataset, in the order of reading."""
         return json.loads((self.path / "pieces.json").read_text(encoding="utf-8"))
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -96,8 +96,8 @@ class TokenStore:
     def origin(self, document: int) -> str:
         """Return where a document stood: "a/b.jsonl line 7", "x.parquet row 3"."""
         piece, place = (int(number) for number in self.origins[document])
-        name, path = self.pieces[piece]
-        return documents.where(name, place, path)
+        name, suffix = self.pieces[piece]
+        return documents.where(name, place, f"x{suffix}")
 
 
 def open_store(path: Path, tokenizer: Tokenizer | None = None) -> TokenStore:
@@ -119,9 +119,10 @@ def open_store(path: Path, tokenizer: Tokenizer | None = None) -> TokenStore:
     shards = []
     for shard in header["shards"]:
         file = path / shard["file"]
-        if not file.exists():
-            raise not_whole(path, f"{file}, which is missing")
-        size = file.stat().st_size
+        try:
+            size = headers.plain(file).stat().st_size
+        except headers.Unsound as error:
+            raise not_whole(path, f"{file}, which {error}") from error
         if size != shard["tokens"] * np.dtype(header["dtype"]).itemsize:
             raise not_whole(path, f"{file} with {size} bytes")
         # An ndarray over the map: slices of np.memmap itself take thrice the time.
@@ -148,8 +149,8 @@ def not_whole(path: Path, got: str) -> UserError:
 def _array(path: Path, name: str, num_documents: int) -> np.ndarray:
     file, (dtype, shape) = path / f"{name}.npy", COLUMNS[name]
     try:
-        found = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        found = np.lib.format.open_memmap(headers.plain(file), mode="r")
+    except (headers.Unsound, OSError, ValueError, EOFError) as error:
         raise not_whole(path, f"{file} ({error})") from error
     if found.shape != (num_documents, *shape) or found.dtype != np.dtype(dtype):
         raise not_whole(path, f"{file} of {found.dtype} {list(found.shape)}")

@@ -11,7 +11,7 @@ from fm_jax.tokenizers import fast, splits
 from fm_jax.tokenizers.protocol import Tokenizer, find_end, num_bytes
 
 FAST_FROM = 1 << 19  # bytes of a batch from which a faster encoder is worth its proof
-COMPARED = 1 << 17  # characters of that batch which are encoded both ways
+COMPARED = 1 << 17  # characters which are then encoded both ways
 # Characters of a text from which it is encoded in parts, where that is the same: the
 # library takes more than a hundred bytes for each.
 LONG = 1 << 20
@@ -103,19 +103,17 @@ class JsonTokenizer(Tokenizer):
         with self._lock:
             if not self._is_fast_known:
                 found = fast.find(self._spec())
-                self._fast = found and self._compared(found, texts)
+                self._fast = found and self._compared(found)
                 self._is_fast_known = True
         return self._fast
 
-    def _compared(self, encoder: fast.Encoder, texts: list[str]) -> fast.Encoder | None:
-        """Return the encoder if some of the texts have the library's ids by it."""
-        some, size = [], 0
-        for text in texts:
-            some.append(text[: COMPARED - size])
-            size += len(some[-1])
-            if size >= COMPARED:
-                break
-        some = [text for text in some if encoder.takes(text)]
+    def _compared(self, encoder: fast.Encoder) -> fast.Encoder | None:
+        """Return the encoder if a text of all tokens has the library's ids by it.
+
+        The same text in every process that builds a store: they answer alike.
+        """
+        text = b" ".join(self._bytes_V).decode(errors="replace")[:COMPARED]
+        some = [text] if encoder.takes(text) else []
         # On this thread: the first that uses an encoder has its regex to itself, which
         # is a fifth faster, and one of a pool would end at once.
         quick = encoder.encode_batch(some, num_threads=1)

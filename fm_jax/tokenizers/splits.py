@@ -42,9 +42,10 @@ KNOWN = {pattern(d, w) for d in DIGITS for w in WHITESPACE} | {
     O200K,
 }
 
-# Where a line ends and the next begins with no space. No piece of any of these goes
-# over it, and none before it is another for want of what follows.
-BORDER = re.compile(r"(?<=\S\n)(?=\S)")
+# Where a line ends and the next begins with no space or slash, which o200k's pieces of
+# signs take with them. No piece of any of these goes over it, and none before it is
+# another for want of what follows.
+BORDER = re.compile(r"(?<=\S\n)(?=[^\s/])")
 
 
 def parts(text: str, length: int) -> Iterator[str]:

@@ -234,3 +234,21 @@ def test_shares_of_a_text_that_splits_share_cover_it_once():
     assert documents.share("eval", 0.25) == (0.0, 0.25)
     assert documents.share("train", 0.25) == (0.25, 1.0)
     assert documents.share("train", 0.0) == documents.share("eval", 0.0) == (0.0, 1.0)
+
+
+def test_what_was_told_of_a_reading_stays_as_it_was_told():
+    whole = Reading(on_bad_text="skip", max_document_bytes=99)
+    part = {"skipped": {"NUL bytes": 1}, "replaced": {}, "empty": 0}
+    whole.add(part | {"examples": {"NUL bytes": ["a.txt"]}})
+    told = whole.to_json()
+    whole.add(part | {"examples": {"NUL bytes": ["b.txt"]}})
+    assert told["examples"] == {"NUL bytes": ["a.txt"]}
+    assert whole.to_json()["examples"] == {"NUL bytes": ["a.txt", "b.txt"]}
+
+
+def test_a_document_may_not_be_longer_than_its_leftover_can_count():
+    fields = {"on_bad_text": "error", "max_document_bytes": 2**31}
+    assert refusal(Reading, **fields) == (
+        "data.max_document_bytes must be below 2**31; got 2147483648. Cut longer "
+        "documents."
+    )

@@ -20,7 +20,7 @@ import tokenizers as library
 from tokenizers import models
 
 from fm_jax.data import build as builds
-from fm_jax.data import headers, joined, verify, worker
+from fm_jax.data import dedup, headers, joined, verify, worker
 from fm_jax.data.lanes import Sizes
 from fm_jax.errors import UserError
 from fm_jax.tokenizers import jsonfile, plain
@@ -199,6 +199,25 @@ def test_held_out_text_is_not_trained_on_wherever_it_stands(tmp_path):
     assert not set(map(tuple, train.hashes)) & set(map(tuple, held_out.hashes))
 
 
+def test_documents_that_are_not_those_of_the_first_reading_are_refused(
+    tmp_path, monkeypatch
+):
+    corpus, _ = corpus_of(tmp_path)
+    found = dedup.first_seen
+
+    def another_writes(parts):
+        file = corpus / "0.jsonl"
+        times = file.stat()
+        file.write_bytes(file.read_bytes().replace(b"a", b"b"))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # and hides it
+        return found(parts)
+
+    monkeypatch.setattr(dedup, "first_seen", another_writes)
+    options = {"tokenizer": BYTES, "deduplicate": True, "sizes": SIZES}
+    said = refusal(made.build_files, tmp_path, corpus, num_workers=1, **options)
+    assert said.startswith("data must not change while it is read; got other documents")
+
+
 @pytest.mark.parametrize("deduplicate", [False, True])
 def test_documents_of_another_store_are_left_out_and_counted(deduplicate, tmp_path):
     held_out = build(tmp_path, ["b", "x", "d"], BYTES)
@@ -236,7 +255,8 @@ def test_a_file_whose_name_is_no_text_is_read_by_processes_too(tmp_path):
     options = {"tokenizer": BYTES, "num_workers": 2, "sizes": SIZES}
     built = made.build_files(tmp_path, corpus, **options)
     assert texts_of(built) == of("train")
-    assert f"{corpus}/2\udcff.jsonl" in [path for _, path in built.pieces]
+    assert [name[:1] for name, _ in built.pieces] == list("01234")
+    assert {suffix for _, suffix in built.pieces} == {".jsonl"}
 
 
 def test_few_bytes_or_one_lane_start_no_process(tmp_path, monkeypatch):

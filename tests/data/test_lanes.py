@@ -217,3 +217,13 @@ def test_a_reader_that_fails_is_no_fault_of_the_stores_disk():
         "data file must be readable; got a (Permission denied). Restore it or take it "
         "out of data.paths."
     )
+
+
+def test_a_piece_that_has_become_shorter_than_it_was_is_refused(monkeypatch):
+    place = Place(piece=3, document=15)
+    assert list(batches(place))
+    monkeypatch.setitem(TEXTS, "d", TEXTS["d"][:9])
+    assert refusal(lambda: list(batches(place))) == (
+        "data must not change while it is read; got other documents in a to d than at "
+        "first. Start again when nothing writes it."
+    )

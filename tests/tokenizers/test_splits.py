@@ -86,6 +86,14 @@ def test_parts_of_a_text_have_the_pieces_of_the_text(text, length):
         assert found == pieces(text, pattern), pattern
 
 
+@KNOWN
+@pytest.mark.parametrize("text", ["x;\n//y", "}\n/* a */", "a\nb", ";\n\n/", "1\n2"])
+def test_no_border_stands_within_a_piece(pattern, text):
+    text *= 9
+    cut = [piece for part in splits.parts(text, 1) for piece in pieces(part, pattern)]
+    assert cut == pieces(text, pattern)
+
+
 def test_a_text_without_borders_stays_whole():
     for text in ("", "a" * 99, "\n" * 99, "a\n \n" * 33):
         assert list(splits.parts(text, 5)) == [text]

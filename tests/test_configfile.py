@@ -289,6 +289,7 @@ def test_only_these_keys_of_base_may_change():
     sections = ("checkpoint", "eval", "log", "mesh", "sample")
     assert {key for key in free if key.split(".")[0] not in sections} == {
         "data.cache_dir",
+        "data.num_workers",
         "init.from",
         "model.remat",
         "model.remat_names",

@@ -9,7 +9,7 @@ import shlex
 
 import pytest
 
-from fm_jax import commands
+from fm_jax.commands.listed import COMMANDS
 from fm_jax.errors import UserError
 from fm_jax.scaling import drawn, fit, page
 from tests.scaling import surfaces
@@ -162,7 +162,7 @@ def test_the_command_makes_the_fit_again(found, folder):
     words = _command(_read(folder))
     assert words[:2] == ["fm", "fit"]
     flags = [word.removeprefix("--").partition("=")[::2] for word in words[2:]]
-    known = commands.COMMANDS["fit"].flags
+    known = COMMANDS["fit"].flags
     assert {name for name, _ in flags} <= set(known)
     assert sorted(flags) == sorted(
         [
@@ -183,7 +183,7 @@ def test_the_command_gives_flags_their_names(found):
     }
     words = _command(_html(found, **record))
     assert words[3:] == ["--delta=inf", "--fix=E=1.5", "--map=params=N"]
-    known = commands.COMMANDS["fit"].flags
+    known = COMMANDS["fit"].flags
     assert {"delta", "fix", "map"} <= set(known)
 
 

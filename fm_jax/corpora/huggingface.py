@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fm_jax.corpora import digests, documents, rows, streams
-from fm_jax.corpora.documents import Piece, Reader
+from fm_jax.corpora import digests, rows, streams
+from fm_jax.corpora.documents import Reader
 from fm_jax.errors import UserError, reason, unknown
 
 NAME = re.compile(r"(?P<path>[^:@]+)(:(?P<subset>[^:@]+))?(@(?P<revision>[^:@]+))?")
@@ -20,63 +20,22 @@ class HuggingFace:
     """A text dataset of the library `datasets`.
 
     `name` is org/name[:subset][@revision] on the hub, or a folder: of save_to_disk, or
-    of data files. `splits` gives its split for each of ours, a slice as `train[:5%]`
-    too; where they are the same, a hash of a document's text decides. `cache`: the
-    folder that keeps what files hold.
+    of data files. `cache`: the folder that keeps what files hold.
     """
 
     name: str
-    splits: dict[str, str]
-    eval_fraction: float
     text_field: str
     cache: Path | None
-    _found: dict = dataclasses.field(default_factory=dict, init=False, compare=False)
 
     @property
-    def is_held_out_apart(self) -> bool:
-        """Whether eval documents come from another split than train's."""
-        return self.splits["train"] != self.splits["eval"]
-
-    def pieces(self, split: str) -> list[Piece]:
-        """Return ranges of rows in the dataset's order."""
-        return self._rows(split).pieces()
-
-    def share(self, split: str) -> tuple[float, float]:
-        """Return the range of hashes, as fractions of 1, of the split's documents."""
-        apart = self.is_held_out_apart
-        return documents.share(split, 0.0 if apart else self.eval_fraction)
-
-    def identity(self, split: str) -> dict:
-        """Return what the split's documents follow from, contents included."""
-        return {
-            "hf": self._shown,
-            "split": self.splits[split],
-            "files": self._rows(split).identity(),
-            "text_field": self.text_field,
-        }
-
-    def spec(self, split: str) -> dict:
-        """Return what `reader` makes the reader from."""
-        parts = self._rows(split).to_json()
-        return {"kind": "hf", "parts": parts, "text_field": self.text_field}
-
-    @property
-    def _shown(self) -> str:
+    def shown(self) -> str:
         """The name; of a folder's, what does not depend on where it lies."""
         folder = Path(self.name).expanduser()
         return folder.resolve().name if folder.is_dir() else self.name
 
-    def _rows(self, split: str) -> rows.Rows:
-        """Return a split's rows; their files are read when it is first asked for."""
-        if split not in self._found:
-            parts = self._parts(split)
-            self._found[split] = rows.Rows.of(self._shown, parts, self.cache)
-        return self._found[split]
-
-    def _parts(self, split: str) -> list[rows.Part]:
+    def parts(self, asked: str, key: str) -> list[rows.Part]:
         """Return where a split's rows stand; UserError where there is none such."""
-        key = {"train": "data.split", "eval": "data.eval_split"}[split]
-        asked, parts = self.splits[split], []
+        parts = []
         sizes = {name: len(dataset) for name, dataset in self._loaded.items()}
         for named in asked.split("+"):
             name, *_ = named.split("[")
@@ -165,10 +124,11 @@ def make(
     eval_fraction: float,
     text_field: str,
     cache: Path | None,
-) -> HuggingFace:
+) -> rows.RowSource:
     """Return the source; nothing is loaded before it is asked for."""
-    return HuggingFace(
-        name=name,
+    return rows.RowSource(
+        kind="hf",
+        dataset=HuggingFace(name=name, text_field=text_field, cache=cache),
         splits={"train": split, "eval": eval_split},
         eval_fraction=eval_fraction,
         text_field=text_field,

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from fm_jax.corpora import digests, documents, paths, streams
 from fm_jax.corpora.documents import Piece, Reader, Reading
@@ -86,6 +87,78 @@ class Rows:
     def to_json(self) -> list:
         """Return what `reader` finds the rows by."""
         return [dataclasses.astuple(part) for part in self.parts]
+
+
+class Dataset(Protocol):
+    """A library's dataset: how a person is shown it, and where its rows stand."""
+
+    @property
+    def shown(self) -> str:
+        """Its name, in which nothing depends on where it lies."""
+
+    def parts(self, asked: str, key: str) -> list[Part]:
+        """Return where the rows of a split or slice stand; `key` is what asks for it.
+
+        Raises UserError where there is no such split, or no such text in it.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowSource:
+    """The documents of a dataset, as a Source.
+
+    `splits` gives the dataset's split for each of ours, a slice as `train[:5%]` too;
+    where they are the same, a hash of a document's text decides. `kind` is that of
+    `sources.READERS`. `cache`: the folder that keeps what files hold.
+    """
+
+    kind: str
+    dataset: Dataset
+    splits: dict[str, str]
+    eval_fraction: float
+    text_field: str
+    cache: Path | None
+    _found: dict = dataclasses.field(default_factory=dict, init=False, compare=False)
+
+    @property
+    def is_held_out_apart(self) -> bool:
+        """Whether eval documents come from another split than train's."""
+        return self.splits["train"] != self.splits["eval"]
+
+    def pieces(self, split: str) -> list[Piece]:
+        """Return ranges of rows in the dataset's order."""
+        return self._rows(split).pieces()
+
+    def share(self, split: str) -> tuple[float, float]:
+        """Return the range of hashes, as fractions of 1, of the split's documents."""
+        apart = self.is_held_out_apart
+        return documents.share(split, 0.0 if apart else self.eval_fraction)
+
+    def identity(self, split: str) -> dict:
+        """Return what the split's documents follow from, contents included.
+
+        A version alone would not do: it stays when a dataset is prepared again from
+        other text.
+        """
+        return {
+            self.kind: self.dataset.shown,
+            "split": self.splits[split],
+            "files": self._rows(split).identity(),
+            "text_field": self.text_field,
+        }
+
+    def spec(self, split: str) -> dict:
+        """Return what the kind's `reader` makes the reader from."""
+        parts = self._rows(split).to_json()
+        return {"kind": self.kind, "parts": parts, "text_field": self.text_field}
+
+    def _rows(self, split: str) -> Rows:
+        """Return a split's rows; their files are read when it is first asked for."""
+        if split not in self._found:
+            key = {"train": "data.split", "eval": "data.eval_split"}[split]
+            parts = self.dataset.parts(self.splits[split], key)
+            self._found[split] = Rows.of(self.dataset.shown, parts, self.cache)
+        return self._found[split]
 
 
 def reader(told: list, values: Values) -> Reader:

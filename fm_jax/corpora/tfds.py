@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fm_jax.corpora import documents, records, rows, streams
-from fm_jax.corpora.documents import Piece, Reader
+from fm_jax.corpora import records, rows, streams
+from fm_jax.corpora.documents import Reader
 from fm_jax.errors import UserError, reason, unknown
 
 
@@ -16,50 +16,17 @@ from fm_jax.errors import UserError, reason, unknown
 class Tfds:
     """A text dataset of TensorFlow Datasets, prepared by it.
 
-    `splits` gives the TFDS split of each of ours, a slice as `train[:5%]` too; where
-    they are the same, a hash of a document's text decides. `text_field` of a feature in
-    a feature is `outer/inner`. `cache`: the folder that keeps what files hold.
+    `text_field` of a feature in a feature is `outer/inner`.
     """
 
     name: str
     data_dir: str
-    splits: dict[str, str]
-    eval_fraction: float
     text_field: str
-    cache: Path | None
-    _found: dict = dataclasses.field(default_factory=dict, init=False, compare=False)
 
     @property
-    def is_held_out_apart(self) -> bool:
-        """Whether eval documents come from another split than train's."""
-        return self.splits["train"] != self.splits["eval"]
-
-    def pieces(self, split: str) -> list[Piece]:
-        """Return ranges of rows in the dataset's order."""
-        return self._rows(split).pieces()
-
-    def share(self, split: str) -> tuple[float, float]:
-        """Return the range of hashes, as fractions of 1, of the split's documents."""
-        apart = self.is_held_out_apart
-        return documents.share(split, 0.0 if apart else self.eval_fraction)
-
-    def identity(self, split: str) -> dict:
-        """Return what the split's documents follow from, contents included.
-
-        The version alone would not do: it stays when a dataset is prepared again from
-        other text.
-        """
-        return {
-            "tfds": self._builder.info.full_name,
-            "split": self.splits[split],
-            "files": self._rows(split).identity(),
-            "text_field": self.text_field,
-        }
-
-    def spec(self, split: str) -> dict:
-        """Return what `reader` makes the reader from."""
-        parts = self._rows(split).to_json()
-        return {"kind": "tfds", "parts": parts, "text_field": self.text_field}
+    def shown(self) -> str:
+        """The name with its version."""
+        return self._builder.info.full_name
 
     @functools.cached_property
     def _builder(self):
@@ -78,22 +45,14 @@ class Tfds:
                 f"({reason(error)}). See tensorflow.org/datasets."
             ) from error
 
-    def _rows(self, split: str) -> rows.Rows:
-        """Return a split's rows; their files are read when it is first asked for."""
-        if split not in self._found:
-            name = self._builder.info.full_name
-            parts = self._parts(split)
-            self._found[split] = rows.Rows.of(name, parts, self.cache)
-        return self._found[split]
-
-    def _parts(self, split: str) -> list[rows.Part]:
+    def parts(self, asked: str, key: str) -> list[rows.Part]:
         """Return where a split's rows stand.
 
         Raises UserError where there is no such split, it is not prepared as
         ArrayRecord, or it has no such field or none that is text.
         """
-        info, asked = self._builder.info, self.splits[split]
-        found = self._instructions(split) if info.splits else []
+        info = self._builder.info
+        found = self._instructions(asked, key) if info.splits else []
         try:
             # It makes ArrayRecord the format of `info` where that is one of several.
             if found or not info.splits:
@@ -113,16 +72,15 @@ class Tfds:
         each = num_bytes / max(1, info.splits.total_num_examples)
         return [
             rows.Part(f"{file.filename}", file.skip, file.take, int(file.take * each))
-            for file in self._instructions(split)  # of that format
+            for file in self._instructions(asked, key)  # of that format
         ]
 
-    def _instructions(self, split: str) -> list:
+    def _instructions(self, asked: str, key: str) -> list:
         """Return the files of a split, and which of their rows."""
-        known, asked = self._builder.info.splits, self.splits[split]
+        known = self._builder.info.splits
         try:
             return known[asked].file_instructions
         except Exception as error:
-            key = {"train": "data.split", "eval": "data.eval_split"}[split]
             if asked.isidentifier():
                 raise unknown(key, asked, known) from error
             raise UserError(
@@ -163,11 +121,11 @@ def make(
     eval_fraction: float,
     text_field: str,
     cache: Path | None,
-) -> Tfds:
+) -> rows.RowSource:
     """Return the source; nothing is opened before it is asked for."""
-    return Tfds(
-        name=name,
-        data_dir=data_dir,
+    return rows.RowSource(
+        kind="tfds",
+        dataset=Tfds(name=name, data_dir=data_dir, text_field=text_field),
         splits={"train": split, "eval": eval_split},
         eval_fraction=eval_fraction,
         text_field=text_field,

@@ -93,6 +93,18 @@ def get_config() -> ConfigDict:
     # single (a document a row); documents longer than a row are cut in all of them.
     data.packing = "split"
     data.mask_documents = True  # attention stays within a document
+    # What a row of the data is: text (a document) | completion | chat | classify |
+    # preference.
+    data.examples = "text"
+    # Where those stand, ((name, field of the data), ...), if not under their own names:
+    # prompt completion | messages | text label | prompt chosen rejected.
+    data.fields = ()
+    data.chat_template = ""  # a Jinja file; "": the tokenizer's, else a plain one
+    data.on_long = "error"  # an example longer than a row: error | truncate | drop
+    data.prompt = "{text}"  # classify: what the model reads of a row
+    # classify: ((label, word), ...): the likeliest of these words next is the answer;
+    # (): a head of its own on the last token.
+    data.label_words = ()
     data.num_workers = 0  # processes that build a token store; 0: as many as cores
     data.cache_dir = "~/.cache/fm_jax"  # token stores and trained tokenizers
 
@@ -109,8 +121,32 @@ def get_config() -> ConfigDict:
     synthetic.seed = 0  # of the chains and of the documents
 
     config.init = init = ConfigDict()
-    init["from"] = ""  # RUN[@STEP]: the first weights are that run's; "": random
+    # RUN[@STEP] or a Hugging Face folder: the first weights are those; "": random.
+    init["from"] = ""
+    # Its architecture and tokenizer too; dtypes, remat and data.max_length stay.
+    init.model = False
     init.optimizer = False  # its optimizer and step too: the run goes on as that one
+
+    config.finetune = finetune = ConfigDict()
+    # What trains: full (all) | bias | lora | probe (a classifier's head, by logistic
+    # regression) | lp_ft (that, then all) | none (nothing: as it is).
+    finetune.method = "full"
+    # Path rules before the method's own, first match wins, over paths with the layer's
+    # number as blocks/3/mlp/up/kernel: times the learning rate; 0: frozen.
+    finetune.rules = ()
+    finetune.last_layers = 0  # these blocks and what comes after them; 0: all
+    finetune.layer_decay = 1.0  # of the learning rate, for each layer further down
+    finetune.unfreeze_every = 0  # steps till the next layer down trains; 0: all do
+    finetune.preference = "dpo"  # dpo | ipo | orpo: the loss of examples=preference
+    finetune.beta = 0.1  # of that loss
+
+    config.lora = lora = ConfigDict()  # finetune.method=lora
+    lora.rank = 8  # of each update of a kernel
+    lora.alpha = 16.0  # its weight, before scaling
+    lora.scaling = "lora"  # of the update: lora (alpha / rank) | rslora (/ sqrt(rank))
+    lora.dropout = 0.0  # of what it reads
+    lora.targets = "attention|mlp"  # a pattern: which kernels have one
+    lora.base = "compute"  # how frozen kernels are held: compute (model.dtype) | int8
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"

@@ -1,10 +1,11 @@
-"""Llama 3 from scratch on your own text; the variant is a size: 1b 8b 70b.
+"""Llama 3 from scratch on your own text; the variant is a size: 1b 1b_h100 8b 70b.
 
 Purpose   a modern decoder: grouped queries, rotary positions, SwiGLU
 Paper     arXiv 2407.21783
 Command   fm train --config=configs/llama_pretrain.py:1b \
               --config.data.paths='("corpus/*.jsonl.zst",)' --workdir=runs/llama
-Hardware  see configs/plans.md: 16 TPU v5e for 1b, 64 v5p for 8b, 512 v5p for 70b
+Hardware  see configs/plans.md: 16 TPU v5e for 1b, 64 v5p for 8b, 512 v5p for 70b;
+          1b_h100 is 1b for one GPU of 80 GB, by ./launch/local.sh
 Expect    not run yet: the data floor and the step are those of quickstart.py
 """
 
@@ -12,11 +13,13 @@ from ml_collections import ConfigDict
 
 from configs import base
 from fm_jax.models import presets
+from fm_jax.models.config import REMAT_NAMES
 
 # Peak learning rates of arXiv 2407.21783, table 3 (1b: that of 8b); rows in a step, and
 # how often they are cut for the machines above.
 SIZES = {
     "1b": {"learning_rate": 3e-4, "batch_size": 256, "accumulation": 8},
+    "1b_h100": {"learning_rate": 3e-4, "batch_size": 256, "accumulation": 64},
     "8b": {"learning_rate": 3e-4, "batch_size": 512, "accumulation": 2},
     "70b": {"learning_rate": 1.5e-4, "batch_size": 1024, "accumulation": 2},
 }
@@ -25,11 +28,14 @@ SIZES = {
 def get_config(size: str = "1b") -> ConfigDict:
     """Return the config of one size; the tokenizer is a BPE trained on the text."""
     config = base.get_config()
-    config.model.update(presets.preset(f"llama3-{size}"))
+    config.model.update(presets.preset(f"llama3-{size.removesuffix('_h100')}"))
     chosen = SIZES[size]
     config.model.dtype = "bfloat16"
     config.model.residual_dtype = "bfloat16"
     config.model.remat = "full"
+    if size == "1b_h100":  # there is room for all but what costs no product
+        config.model.remat = "names"
+        config.model.remat_names = REMAT_NAMES
     config.data.source = "text"
     config.data.vocab_size = 128_000
     config.data.max_length = 4096

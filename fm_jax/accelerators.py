@@ -20,6 +20,7 @@ class Chip:
     dcn_bytes_per_second: its share of what its host can send to other slices or hosts,
     in one direction.
     chips_per_host: chips that one process drives where there are several processes.
+    capability: CUDA's of a GPU.
     source: where the maker states them.
     """
 
@@ -34,6 +35,7 @@ class Chip:
     chips_per_host: int
     source: str
     devices_per_chip: int = 1
+    capability: float = 0.0
     aliases: tuple[str, ...] = ()
 
     @property
@@ -154,6 +156,7 @@ _GPUS = [
         "a100",
         "NVIDIA A100",  # the PCIe card too: same FLOP/s, slower links
         flops={"bfloat16": 312e12},
+        capability=8.0,
         hbm_gib=80,
         hbm_bytes_per_second=2039 * _GB,
         link_bytes_per_second=600 * _GB / 2,
@@ -165,6 +168,7 @@ _GPUS = [
         "NVIDIA A100-SXM4-40GB",
         "NVIDIA A100-PCIE-40GB",
         flops={"bfloat16": 312e12},
+        capability=8.0,
         hbm_gib=40,
         hbm_bytes_per_second=1555 * _GB,
         link_bytes_per_second=600 * _GB / 2,
@@ -175,6 +179,7 @@ _GPUS = [
         "h100",
         "NVIDIA H100",
         flops={"bfloat16": 989e12},
+        capability=9.0,
         hbm_gib=80,
         hbm_bytes_per_second=3350 * _GB,
         link_bytes_per_second=900 * _GB / 2,
@@ -185,6 +190,7 @@ _GPUS = [
         "h100_nvl",
         "NVIDIA H100 NVL",
         flops={"bfloat16": 1671e12 / 2},
+        capability=9.0,
         hbm_gib=94,
         hbm_bytes_per_second=3900 * _GB,
         link_bytes_per_second=128 * _GB / 2,
@@ -195,6 +201,7 @@ _GPUS = [
         "h100_pcie",
         "NVIDIA H100 PCIe",
         flops={"bfloat16": 756e12},
+        capability=9.0,
         hbm_gib=80,
         hbm_bytes_per_second=2000 * _GB,
         link_bytes_per_second=128 * _GB / 2,
@@ -205,6 +212,7 @@ _GPUS = [
         "h200",
         "NVIDIA H200",
         flops={"bfloat16": 989e12},
+        capability=9.0,
         hbm_gib=141,
         hbm_bytes_per_second=4800 * _GB,
         link_bytes_per_second=900 * _GB / 2,
@@ -215,6 +223,7 @@ _GPUS = [
         "h200_nvl",
         "NVIDIA H200 NVL",
         flops={"bfloat16": 1671e12 / 2},
+        capability=9.0,
         hbm_gib=141,
         hbm_bytes_per_second=4800 * _GB,
         link_bytes_per_second=128 * _GB / 2,
@@ -225,6 +234,7 @@ _GPUS = [
         "b200",
         "NVIDIA B200",
         flops={"bfloat16": 2250e12},
+        capability=10.0,
         hbm_gib=180,
         hbm_bytes_per_second=8000 * _GB,
         link_bytes_per_second=1800 * _GB / 2,

@@ -29,12 +29,12 @@ def require(may_build: bool, path: Path) -> None:
         raise UserError(f"{path} must be prepared; got nothing there. fm train does.")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file that is never seen half-written, and on the disk on return."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(beside, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with open(beside, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, path)

@@ -86,7 +86,8 @@ class Checkpoints:
         """Return the named parts of `step`, placed as the abstract leaves say."""
         if step not in self.steps():
             raise UserError(
-                f"--step must be one of the saved steps {self.steps()}; got {step}."
+                f"a step to read must be one of the saved steps {self.steps()} of "
+                f"{self.path.parent}; got {step}."
             )
         return self._orbax.load_checkpointables(step, abstract)
 

@@ -79,6 +79,11 @@ def _main(argv: list[str]) -> int:
     from fm_jax import flags as parsing
 
     flags, raw = parsing.parse(command, rest)
+    init = raw.get("init")
+    if isinstance(init, dict) and init.get("model") and init.get("from"):
+        from fm_jax.hf import adopt
+
+        raw = adopt.adopted(raw)
     machine.quiet_tpu_compiler()
     return command.call(flags, raw, argv) or 0
 
@@ -91,7 +96,7 @@ def _usage(prefix: str = "") -> str:
         "",
     ]
     lines += [
-        f"  {name:16}{command.summary}"
+        f"  {name:18}{command.summary}"
         for name, command in COMMANDS.items()
         if name.startswith(prefix)
     ]

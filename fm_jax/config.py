@@ -1,7 +1,8 @@
 """From a ConfigDict to checked, frozen dataclasses: the door that config stops at.
 
 Every key stands in configs/base.py with its comment and its default; sections.py gives
-its type, this file its checks. Imports no jax.
+its type, demands.py and
+combinations.py what is refused. Imports no jax.
 """
 
 import dataclasses
@@ -10,77 +11,13 @@ import re
 import typing
 from typing import Any
 
-from fm_jax import configfile
-from fm_jax.corpora import chains, documents, sources
-from fm_jax.data import windows
+from fm_jax import combinations, configfile, demands
+from fm_jax.corpora import chains
 from fm_jax.errors import UserError, unknown
 from fm_jax.models.config import ModelConfig
 from fm_jax.sections import Config, TrainConfig
-from fm_jax.tokenizers import plain
 
-# What the checks below demand of plain numbers; everything else has a check of its own.
-POSITIVE = (
-    "optimizer.learning_rate",
-    "optimizer.epsilon",
-    "synthetic.concentration",
-)
-AT_LEAST_ONE = (
-    "train.batch_size",
-    "train.accumulation",
-    "data.max_length",
-    "data.max_document_bytes",
-    "eval.batch_size",
-    "checkpoint.keep",
-    "log.every",
-    "mesh.dcn_data",
-    "mesh.dcn_fsdp",
-    "sample.num_samples",
-    "synthetic.num_states",
-    "synthetic.num_components",
-    "synthetic.num_tokens",
-    "synthetic.num_eval_tokens",
-)
-NOT_NEGATIVE = (
-    "data.num_workers",
-    "eval.every",
-    "eval.max_batches",
-    "checkpoint.every",
-    "checkpoint.keep_best",
-    "checkpoint.keep_every",
-    "train.loss_chunk",
-    "train.z_loss",
-    "train.balance_loss",
-    "train.router_z_loss",
-    "train.balance_rate",
-    "train.seed",
-    "optimizer.clip_norm",
-    "optimizer.weight_decay",
-    "sample.num_tokens",
-    "sample.temperature",
-    "sample.top_k",
-    "synthetic.zipf",
-    "synthetic.seed",
-)
-FRACTIONS = (
-    "schedule.warmup_fraction",
-    "schedule.decay_fraction",
-    "schedule.final_fraction",
-)
-NOT_EMPTY = ("data.tokenizer", "data.text_field", "data.cache_dir")
-BELOW_ONE = ("optimizer.beta1", "optimizer.beta2", "train.ema_decay")
-CHOICES = {
-    "data.source": sources.KINDS,
-    "data.on_bad_text": documents.ON_BAD_TEXT,
-    "data.packing": windows.PACKINGS,
-    "synthetic.kind": chains.KINDS,
-    # As in optimizers.py, which this file cannot import: it brings jax.
-    "optimizer.name": ("adamw",),
-    "optimizer.mu_dtype": ("float32", "bfloat16"),
-    "optimizer.nu_dtype": ("float32", "bfloat16"),
-    "schedule.name": ("cosine", "linear", "constant", "wsd", "inverse_sqrt"),
-    # As in meshes.py, likewise.
-    "mesh.preset": ("ddp", "fsdp", "hsdp", "tensor", "fsdp_tensor", "context"),
-}
+WITHOUT_STEPS = ("probe", "none")  # ways to fine-tune that take no gradient step
 SEED_LIMIT = 2**31  # what every backend takes for a seed
 
 
@@ -102,7 +39,7 @@ def check(raw: dict) -> Config:
     filled = _filled(raw["model"], length=max(1, built["data"].max_length))
     config = Config(**built, model=read_section("model", ModelConfig, filled), raw=raw)
     _check_values(config)
-    _check_combinations(config)
+    combinations.check(config)
     return config
 
 
@@ -176,16 +113,6 @@ def _as(value: Any, kind: Any) -> Any:
     raise TypeError
 
 
-def _value(config: Config, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name + "_" * (name == "from"))
-
-
-def _demand(config: Config, key: str, holds: bool, demand: str) -> None:
-    if not holds:
-        raise UserError(f"config.{key} must be {demand}; got {_value(config, key)!r}.")
-
-
 def _check_values(config: Config) -> None:
     """Refuse values that are wrong by themselves."""
     given = [n for n in configfile.DURATIONS if getattr(config.train, n)]
@@ -196,141 +123,45 @@ def _check_values(config: Config) -> None:
             f"train.tokens_per_param must be set; got {shown or 'none'}. "
             "Set the others to 0."
         )
-    for key, known in CHOICES.items():
-        if _value(config, key) not in known:
-            raise unknown(f"config.{key}", _value(config, key), known)
-    for key in (f"train.{given[0]}", *POSITIVE):
-        _demand(config, key, _value(config, key) > 0, "> 0")
-    for key in AT_LEAST_ONE:
-        _demand(config, key, _value(config, key) >= 1, ">= 1")
-    for key in NOT_NEGATIVE:
-        _demand(config, key, _value(config, key) >= 0, ">= 0")
-    for key in NOT_EMPTY:
-        _demand(config, key, _value(config, key) != "", "given")
-    for key in FRACTIONS:
-        _demand(config, key, 0 <= _value(config, key) <= 1, "between 0 and 1")
-    for key in BELOW_ONE:
-        _demand(config, key, 0 <= _value(config, key) < 1, "at least 0 and below 1")
+    for key, known in demands.CHOICES.items():
+        if demands.value(config, key) not in known:
+            raise unknown(f"config.{key}", demands.value(config, key), known)
+    ranges = (
+        ((f"train.{given[0]}", *demands.POSITIVE), lambda x: x > 0, "> 0"),
+        (demands.AT_LEAST_ONE, lambda x: x >= 1, ">= 1"),
+        (demands.NOT_NEGATIVE, lambda x: x >= 0, ">= 0"),
+        (demands.NOT_EMPTY, lambda x: x != "", "given"),
+        (demands.FRACTIONS, lambda x: 0 <= x <= 1, "between 0 and 1"),
+        (demands.BELOW_ONE, lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    )
+    for keys, holds, wanted in ranges:
+        for key in keys:
+            demands.must(config, key, holds(demands.value(config, key)), wanted)
     top_p, seed = config.sample.top_p, config.train.seed
-    _demand(config, "sample.top_p", 0 < top_p <= 1, "above 0 and at most 1")
-    _demand(config, "train.seed", seed < SEED_LIMIT, f"below {SEED_LIMIT}")
+    demands.must(config, "sample.top_p", 0 < top_p <= 1, "above 0 and at most 1")
+    demands.must(config, "train.seed", seed < SEED_LIMIT, f"below {SEED_LIMIT}")
     for name, (least, most) in chains.RANGES.items():
-        value, demand = _value(config, f"synthetic.{name}"), f"from {least} to {most}"
-        _demand(config, f"synthetic.{name}", least <= value <= most, demand)
-    for pattern, _ in config.optimizer.decay_rules:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(
-                "config.optimizer.decay_rules must be regular expressions; got "
-                f"{pattern!r} ({error})."
-            ) from error
+        key, wanted = f"synthetic.{name}", f"from {least} to {most}"
+        is_between = least <= demands.value(config, key) <= most
+        demands.must(config, key, is_between, wanted)
+    _check_patterns(config)
 
 
-def _check_combinations(config: Config) -> None:
-    """Refuse values that are wrong beside each other."""
-    _demand_divides(config, "train.batch_size", "train.accumulation")
-    if config.train.loss_chunk:
-        _demand_divides(config, "data.max_length", "train.loss_chunk")
-    if config.model.positions == "learned":
-        length = config.data.max_length
-        _demand(
-            config,
-            "model.max_length",
-            config.model.max_length >= length,
-            f">= data.max_length={length} for learned positions",
-        )
-    _check_data(config)
-    _check_synthetic(config)
-    warmup, decay = config.schedule.warmup_fraction, config.schedule.decay_fraction
-    if config.schedule.name == "wsd" and warmup + decay > 1:
-        raise UserError(
-            "schedule.warmup_fraction + schedule.decay_fraction must be at most 1 "
-            f"under wsd; got {warmup} + {decay}."
-        )
-    optimizer = config.optimizer
-    if optimizer.nu_dtype == "bfloat16" and optimizer.beta2 > 1 - 2**-6:
-        raise UserError(
-            "optimizer.nu_dtype must be float32 when optimizer.beta2 is above "
-            f"{1 - 2**-6}; got bfloat16 and {optimizer.beta2}. Smaller changes of a "
-            "second moment would be rounded away."
-        )
-    every = config.eval.every
-    if config.checkpoint.keep_best and (not every or config.checkpoint.every % every):
-        raise UserError(
-            "checkpoint.every must be a multiple of eval.every when "
-            "checkpoint.keep_best is set; got "
-            f"{config.checkpoint.every} and {every}."
-        )
-
-
-def _check_data(config: Config) -> None:
-    """Refuse keys of the data section that do not go together."""
-    data = config.data
-    is_store = data.source == "store"
-    is_file = data.tokenizer not in ("bytes", "bpe", "store", "symbols")
-    if data.end_token:
-        demand = "a tokenizer's file when data.end_token is set"
-        _demand(config, "data.tokenizer", is_file, demand)
-    own = data.tokenizer == "store"
-    demand = "store when data.source is store, which has its own"
-    _demand(config, "data.tokenizer", own or not is_store, demand)
-    demand = "bytes, bpe or a tokenizer's file unless data.source is store"
-    _demand(config, "data.tokenizer", is_store or not own, demand)
-    if data.packing != "split":
-        demand = f"True when data.packing is {data.packing}"
-        _demand(config, "data.mask_documents", data.mask_documents, demand)
-    for key in ("weights", "weights_at"):
-        demand = "() unless data.source is store: it is stores that are mixed"
-        _demand(config, f"data.{key}", is_store or not getattr(data, key), demand)
-    for weights in (data.weights, *(weights for _, weights in data.weights_at)):
-        if weights and len(weights) != len(data.paths):
-            raise UserError(
-                "config.data.weights and weights_at must have a weight for each of "
-                f"data.paths; got {weights} for {len(data.paths)} paths."
-            )
-
-
-def _check_synthetic(config: Config) -> None:
-    """Refuse what does not go with a source of symbols, or symbols with another."""
-    is_symbols = config.data.tokenizer == "symbols"
-    if config.data.source != "synthetic":
-        demand = "bytes, bpe or a tokenizer's file unless data.source is synthetic"
-        _demand(config, "data.tokenizer", not is_symbols, demand)
-        return
-    _demand(
-        config, "data.tokenizer", is_symbols, "symbols when data.source is synthetic"
-    )
-    synthetic = config.synthetic
-    entries = chains.num_entries(
-        synthetic.kind,
-        synthetic.num_symbols,
-        synthetic.num_states,
-        synthetic.num_components,
-    )
-    if entries > chains.MAX_ENTRIES:
-        raise UserError(
-            "the tables of the synthetic section must have at most "
-            f"{chains.MAX_ENTRIES:,} probabilities; got {entries:,}. Lower "
-            "synthetic.num_symbols, num_states or num_components."
-        )
-    # Letting the prompt's other characters go would show a sample of another prompt.
-    tokenizer = plain.SymbolTokenizer(synthetic.num_symbols)
-    stranger = tokenizer.stranger(config.sample.prompt)
-    if config.sample.num_tokens and stranger:
-        raise UserError(
-            f"sample.prompt must be of {tokenizer.shown}, which the synthetic source "
-            f"writes; got {config.sample.prompt!r} with {stranger!r}. Set "
-            "--config.sample.prompt='' or --config.sample.num_tokens=0."
-        )
-
-
-def _demand_divides(config: Config, whole: str, part: str) -> None:
-    sizes = _value(config, whole), _value(config, part)
-    if sizes[0] % sizes[1]:
-        raise UserError(
-            f"{whole} must divide by {part}; got {sizes[0]} and {sizes[1]}."
-        )
+def _check_patterns(config: Config) -> None:
+    patterns = {
+        "optimizer.decay_rules": [p for p, _ in config.optimizer.decay_rules],
+        "finetune.rules": [pattern for pattern, _ in config.finetune.rules],
+        "lora.targets": [config.lora.targets],
+    }
+    for key, several in patterns.items():
+        for pattern in several:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(
+                    f"config.{key} must be regular expressions; got {pattern!r} "
+                    f"({error})."
+                ) from error
 
 
 def resolve_steps(

@@ -34,7 +34,7 @@ def parse(command, argv: list[str]) -> tuple[Parsed, dict]:
         _define(values, name, default, text)
     config_file, config = "", None
     if command.takes_config:
-        config_file, argv = _take_config(argv)
+        config_file, argv = _take_config(argv, command.config)
         config = configfile.load(config_file)
         _check_keys(argv, config)
         _escape(config)
@@ -77,9 +77,13 @@ def _define(values, name: str, default: Any, text: str) -> None:
     )
 
 
-def _take_config(argv: list[str]) -> tuple[str, list[str]]:
-    """Return the value of --config and the arguments without it."""
-    found, rest, index = None, [], 0
+def _take_config(argv: list[str], shipped: str = "") -> tuple[str, list[str]]:
+    """Return the value of --config and the arguments without it.
+
+    shipped: the file in configs that is taken where it is not given; "": none is.
+    """
+    found = str(configfile.BASE.parent / shipped) if shipped else None
+    rest, index = [], 0
     while index < len(argv):
         argument = argv[index]
         if argument in ("--config", "-config") and index + 1 < len(argv):

@@ -1,12 +1,15 @@
 """What this process runs on: its allocator, its versions, its start. Imports no jax."""
 
+import contextlib
 import ctypes
+import gc
 import os
 import platform
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = (
@@ -47,6 +50,25 @@ def tune_allocator() -> None:
     libc.mallopt(arena_max, 1)
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Collect no garbage in the block, which imports: there is none, and it takes long.
+
+    What was imported stays as long as the process, so later collections leave it out
+    too. Where jax is there already, which is the most of it, nothing is done: frozen
+    arrays would never be freed.
+    """
+    if "jax" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def quiet_tpu_compiler() -> None:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -54,11 +54,12 @@ def this_chip(peak: float, dtype: str) -> Chip:
 def measure_matmul(dtype: str, size: int = 2048, seconds: float = 0.4) -> float:
     """Return the best FLOP/s of a square product with float32 output, on one device."""
 
-    @jax.jit
-    def product(x):
-        return jnp.matmul(x, x, preferred_element_type=jnp.float32)
+    return 2 * size**3 / _best_seconds(_product, jnp.ones((size, size), dtype), seconds)
 
-    return 2 * size**3 / _best_seconds(product, jnp.ones((size, size), dtype), seconds)
+
+@jax.jit
+def _product(x: jax.Array) -> jax.Array:
+    return jnp.matmul(x, x, preferred_element_type=jnp.float32)
 
 
 def _best_seconds(do, x: jax.Array, seconds: float) -> float:
@@ -76,6 +77,7 @@ class Clock:
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
+        self.times: dict[str, int] = {}  # that each phase was begun
         self._stack: list[str] = []
         self._since = time.perf_counter()
 
@@ -84,16 +86,21 @@ class Clock:
         """Count the time of the block under `name`."""
         self.settle()
         self._stack.append(name)
+        self.times[name] = self.times.get(name, 0) + 1
         try:
             yield
         finally:
             self.settle()
             self._stack.pop()
 
+    @property
+    def current(self) -> str:
+        """The innermost phase now, `other` outside of all."""
+        return self._stack[-1] if self._stack else "other"
+
     def settle(self) -> None:
         """Count the time up to now."""
-        now = time.perf_counter()
-        name = self._stack[-1] if self._stack else "other"
+        now, name = time.perf_counter(), self.current
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
 
@@ -104,18 +111,42 @@ class CompileWatch:
     def __init__(self):
         self.hits = self.misses = 0
         self.seconds = self.saved = 0.0
+        self._guarded: tuple[Clock, Callable[[str], None]] | None = None
         jax.monitoring.register_event_listener(self._on_event)
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+
+    def guard(self, clock: Clock, say: Callable[[str], None]) -> None:
+        """From now on say what is compiled again: a shape has changed.
+
+        The first time of a phase of `clock` may compile what that phase needs.
+        """
+        self._guarded = clock, say
+
+    def end(self) -> None:
+        """Say nothing from now on: what another run compiles is no matter of this."""
+        self._guarded = None
 
     def _on_event(self, event: str, **_) -> None:
         self.hits += event == "/jax/compilation_cache/cache_hits"
         self.misses += event == "/jax/compilation_cache/cache_misses"
 
-    def _on_duration(self, event: str, seconds: float, **_) -> None:
+    def _on_duration(self, event: str, seconds: float, fun_name: str = "", **_) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.seconds += seconds
+            if self._guarded:
+                self._tell(fun_name, seconds)
         elif event == "/jax/compilation_cache/compile_time_saved_sec":
             self.saved += max(seconds, 0.0)
+
+    def _tell(self, name: str, seconds: float) -> None:
+        clock, say = self._guarded
+        phase = clock.current
+        if clock.times.get(phase) != 1:
+            say(
+                f"WARNING: {name or 'a program'} was compiled in {seconds:.1f} s after "
+                f"the first step, in phase {phase}: its arguments' shapes, dtypes or "
+                "shardings are new"
+            )
 
     def line(self) -> str:
         """Return one line for the log."""

@@ -1,19 +1,20 @@
 """Losses as weighted sums over tokens, to be divided once, globally.
 
 And what experts add to them. Legend beside the usual dims: C positions in one chunk; P
-the parts that the mesh cuts the rows into. Sums are kept apart by part until the last
-chunk, so that devices talk once in a loss and not once a chunk.
+the parts that the mesh cuts the rows into. As gradients in logits.py, sums are kept
+apart by part until the last chunk.
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from fm_jax import sharding
-from fm_jax.products import matmul
+from fm_jax import logits, sharding
 
 Sums = dict[str, jax.Array]
+BY_ROW = ("row_nll", "row_correct")
 
 
 def cross_entropy(
@@ -37,14 +38,38 @@ def cross_entropy(
     does not divide the length; 0 takes all.
     Under differentiation each chunk's gradient is made in the same pass as its loss, so
     that logits are neither kept nor computed twice. Sums: `nll`, `weight`, `correct`;
-    with `by_row` also `row_nll`, that of each row, `[B]`.
+    with `by_row` also `row_nll` and `row_correct`, those of each row, `[B]`.
     """
-    length = x_BTD.shape[1]
-    chunk = min(chunk or length, length)
-    while length % chunk:
-        chunk -= 1
-    static = (softcap, z_loss, chunk, dtype, by_row)
+    static = (softcap, z_loss, logits.dividing(chunk, x_BTD.shape[1]), dtype, by_row)
     return _cross_entropy(x_BTD, head_VD, bias_V, targets_BT, weights_BT, static)
+
+
+def token_nll(
+    x_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    softcap: float,
+    chunk: int,
+    dtype: jnp.dtype,
+    bias_V: jax.Array | None = None,
+) -> jax.Array:
+    """Return the nats of each target, `[B, T]` float32, without all the logits.
+
+    For a loss that is no sum over targets; see `cross_entropy` for one that is, and for
+    what the arguments mean. What a target's nats weigh is known only when the gradient
+    is asked for: then each chunk's logits are computed a second time.
+    """
+    static = (softcap, logits.dividing(chunk, x_BTD.shape[1]), dtype)
+    return _token_nll(x_BTD, head_VD, bias_V, targets_BT, static)
+
+
+def by_component(by_row: Sums, components_B: jax.Array, num_components: int) -> Sums:
+    """Return `[K]` sums of `[B]` ones: together, so that devices talk once."""
+    rows_SB = jnp.stack(list(by_row.values()))  # S of the sums
+    is_of_BK = components_B[:, None] == jnp.arange(num_components)
+    sums_SK = jnp.sum(jnp.where(is_of_BK, rows_SB[:, :, None], 0), axis=1)
+    return dict(zip(by_row, sums_SK, strict=True))
 
 
 def expert_losses(numbers: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -67,64 +92,64 @@ def expert_losses(numbers: dict[str, jax.Array]) -> dict[str, jax.Array]:
     }
 
 
+def add_experts(
+    total: jax.Array, sums: Sums, numbers: dict, weights: Mapping[str, float]
+) -> tuple[jax.Array, Sums]:
+    """Return a summed loss and its sums with what experts add to every unit of weight.
+
+    numbers: see `expert_losses`; weights: of these. The sums get each loss times
+    `weight`, and as `experts` the numbers.
+    """
+    sums = sums | {"experts": numbers}
+    for name, value in expert_losses(numbers).items():
+        sums[name] = sums["weight"] * value
+        total = total + weights[name] * sums[name]
+    return total, sums
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _cross_entropy(x_BTD, head_VD, bias_V, targets_BT, weights_BT, static):
-    softcap, z_loss, _, dtype, by_row = static
-    head_VD = _whole(head_VD, dtype)
+    softcap, z_loss, chunk, dtype, by_row = static
+    head_VD = logits.whole(head_VD, dtype)
     parts = sharding.num_parts(x_BTD.shape[0])
 
-    def step(sums, chunk):
-        x, targets, weights = chunk
-        logits, _ = _logits(x, head_VD, bias_V, softcap, dtype)
-        added = _chunk_sums(logits, targets, weights, z_loss, parts, by_row)
+    def step(sums, given):
+        x_BCD, targets_BC, weights_BC = given
+        bent = logits.of(x_BCD, head_VD, bias_V, softcap=softcap, dtype=dtype)
+        added = _chunk_sums(bent[0], targets_BC, weights_BC, z_loss, parts, by_row)
         return _add(sums, added), None
 
     sums, _ = jax.lax.scan(
         step,
         _zero_sums(parts, x_BTD.shape[0], by_row),
-        _chunks((x_BTD, targets_BT, weights_BT), static),
+        logits.chunks((x_BTD, targets_BT, weights_BT), chunk),
     )
     return _total(sums)
 
 
 def _forward(x_BTD, head_VD, bias_V, targets_BT, weights_BT, static):
-    softcap, z_loss, _, dtype, by_row = static
-    whole_VD = _whole(head_VD, dtype)
+    softcap, z_loss, chunk, dtype, by_row = static
+    whole_VD = logits.whole(head_VD, dtype)
     parts = sharding.num_parts(x_BTD.shape[0])
 
-    def step(carry, chunk):
-        sums, d_head_PVD, d_bias_PV = carry
-        x_BCD, targets_BC, weights_BC = chunk
-        logits_BCV, slope_BCV = _logits(x_BCD, whole_VD, bias_V, softcap, dtype)
-        added = _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss, parts, by_row)
-        sums = _add(sums, added)
-        lse_BC1 = jax.nn.logsumexp(logits_BCV, axis=-1, keepdims=True)
-        probs_BCV = jnp.exp(logits_BCV - lse_BC1)
-        hit_BCV = targets_BC[..., None] == jnp.arange(logits_BCV.shape[-1])
-        d_logits_BCV = probs_BCV * (1 + 2 * z_loss * lse_BC1) - hit_BCV
-        d_logits_BCV *= weights_BC[..., None] * slope_BCV
-        d_flat = d_logits_BCV.reshape(-1, d_logits_BCV.shape[-1])
-        d_x = matmul(d_flat, whole_VD, dtype).reshape(x_BCD.shape)
-        d_head_PVD = _pinned(d_head_PVD + _outer(d_flat, x_BCD, parts, dtype))
-        if bias_V is not None:
-            more_PV = jnp.sum(d_flat.reshape(parts, -1, len(bias_V)), axis=1)
-            d_bias_PV = sharding.constrain(d_bias_PV + more_PV, "batch", "vocab")
-        return (sums, d_head_PVD, d_bias_PV), d_x.astype(x_BCD.dtype)
+    def step(carry, given):
+        sums, tables = carry
+        x_BCD, targets_BC, weights_BC = given
+        bent = logits.of(x_BCD, whole_VD, bias_V, softcap=softcap, dtype=dtype)
+        added = _chunk_sums(bent[0], targets_BC, weights_BC, z_loss, parts, by_row)
+        d_x, tables = logits.slopes(
+            given, bent, whole_VD, tables, z_loss=z_loss, dtype=dtype
+        )
+        return (_add(sums, added), tables), d_x
 
-    zero_PVD = _pinned(jnp.zeros((parts, *head_VD.shape), jnp.float32))
-    zero_PV = None if bias_V is None else zero_PVD[..., 0]
-    (sums, d_head_PVD, d_bias_PV), d_x = jax.lax.scan(
+    zeros = _zero_sums(parts, x_BTD.shape[0], by_row)
+    (sums, tables), d_x = jax.lax.scan(
         step,
-        (_zero_sums(parts, x_BTD.shape[0], by_row), zero_PVD, zero_PV),
-        _chunks((x_BTD, targets_BT, weights_BT), static),
+        (zeros, logits.no_slopes(head_VD, bias_V, parts)),
+        logits.chunks((x_BTD, targets_BT, weights_BT), chunk),
     )
-    d_x_BTD = jnp.moveaxis(d_x, 0, 1).reshape(x_BTD.shape)
-    d_head_VD = sharding.sum_parts(d_head_PVD, "vocab").astype(head_VD.dtype)
-    d_bias_V = None
-    if bias_V is not None:
-        d_bias_V = sharding.constrain(jnp.sum(d_bias_PV, axis=0), "vocab")
-        d_bias_V = d_bias_V.astype(bias_V.dtype)
-    return _total(sums), (d_x_BTD, d_head_VD, d_bias_V)
+    slopes = logits.joined(d_x), *logits.summed(tables, head_VD, bias_V)
+    return _total(sums), slopes
 
 
 def _backward(static, kept, cotangents):
@@ -137,41 +162,52 @@ def _backward(static, kept, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _logits(x_BCD, head_VD, bias_V, softcap, dtype):
-    """Return float32 logits and their slope with respect to the raw product."""
-    flat = matmul(x_BCD.reshape(-1, x_BCD.shape[-1]), head_VD.T, dtype)
-    if bias_V is not None:
-        flat = flat + bias_V
-    raw = flat.reshape(*x_BCD.shape[:-1], head_VD.shape[0])
-    if not softcap:
-        return raw, jnp.float32(1.0)
-    bent = jnp.tanh(raw / softcap)
-    return softcap * bent, 1 - bent**2
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _token_nll(x_BTD, head_VD, bias_V, targets_BT, static):
+    softcap, chunk, dtype = static
+    head_VD = logits.whole(head_VD, dtype)
+
+    def step(_, given):
+        x_BCD, targets_BC = given
+        bent = logits.of(x_BCD, head_VD, bias_V, softcap=softcap, dtype=dtype)
+        nll_BC, _, _ = logits.nll(bent[0], targets_BC)
+        return None, sharding.constrain(nll_BC, "batch", None)
+
+    given = logits.chunks((x_BTD, targets_BT), chunk)
+    return logits.joined(jax.lax.scan(step, None, given)[1])
 
 
-def _whole(head_VD, dtype):
-    """Return the head as the products take it, fetched once for all chunks."""
-    return sharding.constrain(head_VD.astype(dtype), "vocab", None)
+def _token_forward(x_BTD, head_VD, bias_V, targets_BT, static):
+    given = x_BTD, head_VD, bias_V, targets_BT
+    return _token_nll(*given, static), given
 
 
-def _pinned(d_head_PVD):
-    return sharding.constrain(d_head_PVD, "batch", "vocab", None)
+def _token_backward(static, kept, d_nll_BT):
+    softcap, chunk, dtype = static
+    x_BTD, head_VD, bias_V, targets_BT = kept
+    whole_VD = logits.whole(head_VD, dtype)
+    parts = sharding.num_parts(x_BTD.shape[0])
+
+    def step(tables, given):
+        bent = logits.of(given[0], whole_VD, bias_V, softcap=softcap, dtype=dtype)
+        d_x, tables = logits.slopes(
+            given, bent, whole_VD, tables, z_loss=0.0, dtype=dtype
+        )
+        return tables, d_x
+
+    tables, d_x = jax.lax.scan(
+        step,
+        logits.no_slopes(head_VD, bias_V, parts),
+        logits.chunks((x_BTD, targets_BT, d_nll_BT), chunk),
+    )
+    return (logits.joined(d_x), *logits.summed(tables, head_VD, bias_V), None)
 
 
-def _outer(d_flat, x_BCD, parts, dtype):
-    """Return the head's gradient from each part's rows by themselves, [P, V, D]."""
-    x_flat = x_BCD.reshape(-1, x_BCD.shape[-1])
-    if parts == 1:
-        return matmul(d_flat.T, x_flat, dtype)[None]
-    d_PRV = d_flat.reshape(parts, -1, d_flat.shape[-1])
-    x_PRD = x_flat.reshape(parts, -1, x_flat.shape[-1])
-    return matmul(jnp.swapaxes(d_PRV, 1, 2), x_PRD, dtype)
+_token_nll.defvjp(_token_forward, _token_backward)
 
 
 def _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss, parts, by_row) -> Sums:
-    lse_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    picked_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    nll_BC = lse_BC - picked_BC
+    nll_BC, lse_BC, picked_BC = logits.nll(logits_BCV, targets_BC)
     hits_BC = picked_BC >= jnp.max(logits_BCV, axis=-1)
 
     def by_part(x_BC):
@@ -184,8 +220,9 @@ def _chunk_sums(logits_BCV, targets_BC, weights_BC, z_loss, parts, by_row) -> Su
         "correct": by_part(weights_BC * hits_BC),
     }
     if by_row:
-        row_nll_B = jnp.sum(weights_BC * nll_BC, axis=1)
-        sums["row_nll"] = sharding.constrain(row_nll_B, "batch")
+        for name, x_BC in zip(BY_ROW, (nll_BC, hits_BC), strict=True):
+            row_B = jnp.sum(weights_BC * x_BC, axis=1)
+            sums[name] = sharding.constrain(row_B, "batch")
     return sums
 
 
@@ -193,7 +230,8 @@ def _zero_sums(parts: int, rows: int, by_row: bool) -> Sums:
     zero_P = sharding.constrain(jnp.zeros(parts, jnp.float32), "batch")
     sums = {name: zero_P for name in ("total", "nll", "weight", "correct")}
     if by_row:
-        sums["row_nll"] = sharding.constrain(jnp.zeros(rows, jnp.float32), "batch")
+        zero_B = sharding.constrain(jnp.zeros(rows, jnp.float32), "batch")
+        sums |= {name: zero_B for name in BY_ROW}
     return sums
 
 
@@ -204,18 +242,7 @@ def _add(a: Sums, b: Sums) -> Sums:
 def _total(sums: Sums) -> tuple[jax.Array, Sums]:
     """Return the loss and the other sums, over all parts."""
     summed = {
-        name: value if name == "row_nll" else jnp.sum(value)
+        name: value if name in BY_ROW else jnp.sum(value)
         for name, value in sums.items()
     }
     return summed.pop("total"), summed
-
-
-def _chunks(arrays, static):
-    """Cut `[B, T, ...]` into `[T/C, B, C, ...]`; rows stay where they are sharded."""
-    chunk = static[2]
-
-    def cut(x):
-        parts = x.reshape(x.shape[0], x.shape[1] // chunk, chunk, *x.shape[2:])
-        return jnp.moveaxis(parts, 1, 0)
-
-    return tuple(cut(x) for x in arrays)

@@ -1,7 +1,9 @@
 """Schedules of the learning rate and the optax chain."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -75,22 +77,93 @@ def make(
     mu_dtype: str,
     nu_dtype: str,
     clip_norm: float,
+    multipliers: dict | None = None,
+    gate: Callable | None = None,
 ) -> optax.GradientTransformation:
     """Return global-norm clipping, then AdamW (arXiv 1711.05101) at `rate`(step).
 
     The moments are kept in `mu_dtype` and `nu_dtype`; the update is made in float32.
+    multipliers: of the learning rate, each broadcasts to its parameter. gate: a
+    function of the updates made before that gives what each parameter's gradient and
+    update are multiplied by: 0, and from some step on 1. Adam counts from then.
     """
     if name not in OPTIMIZERS:
         raise unknown("optimizer.name", name, OPTIMIZERS)
     clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    closed = [_closed(gate)] if gate else []
+    late = [_late(gate, beta1, beta2)] if gate else []
+    scaled = [] if multipliers is None else [_scaled(multipliers)]
     return optax.chain(
+        *closed,
         *clip,
         _moments_in(
             optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon), mu_dtype, nu_dtype
         ),
+        *late,
         optax.add_decayed_weights(weight_decay, mask=mask),
+        *scaled,
+        *closed,
         optax.scale_by_learning_rate(rate),
     )
+
+
+def _scaled(multipliers: dict) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(jnp.multiply, updates, multipliers)
+    )
+
+
+class _Count(NamedTuple):
+    """The updates made before."""
+
+    step: jax.Array
+
+
+def _closed(gate: Callable) -> optax.GradientTransformation:
+    """Return the product with the gate."""
+
+    def update(updates, state, params=None):
+        del params
+        updates = jax.tree.map(jnp.multiply, updates, gate(state.step))
+        return updates, _Count(state.step + 1)
+
+    return optax.GradientTransformation(lambda _: _Count(jnp.int32(0)), update)
+
+
+class _Opened(NamedTuple):
+    """The updates made before, and by parameter those since its gate opened."""
+
+    step: jax.Array
+    since: dict
+
+
+def _late(gate: Callable, beta1: float, beta2: float) -> optax.GradientTransformation:
+    """Return Adam's updates as if each parameter's first were the first of all.
+
+    Its moments begin when its gate opens, while its correction of their bias counts all
+    updates: left so, with beta2=0.999 the first ones would be several times too large.
+    """
+
+    def init(params):
+        del params
+        shapes = jax.eval_shape(gate, jnp.int32(0))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), shapes)
+        return _Opened(jnp.int32(0), zeros)
+
+    def update(updates, state, params=None):
+        del params
+        is_open = gate(state.step)
+        since = jax.tree.map(lambda n, x: n + (x > 0), state.since, is_open)
+        step = state.step + 1
+
+        def corrected(x, since):
+            own = jnp.maximum(since, 1).astype(jnp.float32)
+            mean = (1 - beta1**step) / (1 - beta1**own)
+            return x * mean * jnp.sqrt((1 - beta2**own) / (1 - beta2**step))
+
+        return jax.tree.map(corrected, updates, since), _Opened(step, since)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _moments_in(

@@ -36,6 +36,10 @@ class Run:
         with _told(self.path):
             return (self.path / "config.json").exists()
 
+    def is_done(self) -> bool:
+        """Return whether the run came to its end, which may be step 0."""
+        return (self.path / "DONE").exists()
+
     def done_step(self) -> int:
         """Return the step that the run came to its end at, 0 while it has not."""
         file = self.path / "DONE"

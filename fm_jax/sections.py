@@ -30,6 +30,12 @@ class DataConfig:
     max_length: int
     packing: str
     mask_documents: bool
+    examples: str
+    fields: tuple[tuple[str, str], ...]
+    chat_template: str
+    on_long: str
+    prompt: str
+    label_words: tuple[tuple[str, str], ...]
     num_workers: int
     cache_dir: str
 
@@ -51,7 +57,29 @@ class SyntheticConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitConfig:
     from_: str  # the key is `from`, which Python keeps for itself
+    model: bool
     optimizer: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    method: str
+    rules: tuple[tuple[str, float], ...]
+    last_layers: int
+    layer_decay: float
+    unfreeze_every: int
+    preference: str
+    beta: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    rank: int
+    alpha: float
+    scaling: str
+    dropout: float
+    targets: str
+    base: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +173,8 @@ class Config:
     data: DataConfig
     synthetic: SyntheticConfig
     init: InitConfig
+    finetune: FinetuneConfig
+    lora: LoraConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     train: TrainConfig

@@ -227,6 +227,11 @@ def local_rows(rows: int, layout: Layout) -> np.ndarray:
 def put_batch(batch: dict[str, np.ndarray], rows: int, layout: Layout) -> dict:
     """Return this process's rows (those of `local_rows`) as global arrays."""
     place, held = batch_sharding(layout), local_rows(rows, layout)
+    if len(held) == rows:  # all of them
+        return {
+            name: jax.make_array_from_callback(x.shape, place, x.__getitem__)
+            for name, x in batch.items()
+        }
 
     def put(x):
         def piece(index):
@@ -274,6 +279,17 @@ def cut_rows(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: cut(x) for name, x in batch.items()}
 
 
+def sum_pieces(x: jax.Array) -> jax.Array:
+    """Return `[B, ...]` sums over the pieces, `[B * C, ...]`, that `cut_rows` made."""
+    held = _ACTIVE.get()
+    num_pieces = 1 if held is None else held.size(CONTEXT)
+    if num_pieces == 1:
+        return x
+    by_piece = x.reshape(held.size(*ROWS), num_pieces, -1, *x.shape[1:])
+    summed = jnp.sum(by_piece, axis=1).reshape(-1, *x.shape[1:])
+    return constrain(summed, "rows", *[None] * (x.ndim - 1))
+
+
 # ---- inside compiled programs
 
 
@@ -319,7 +335,9 @@ def sum_parts(x: jax.Array, axis: str) -> jax.Array:
     cut = tuple(a for a in held.rules["embed"] if held.mesh.shape[a] > 1)
     over = held.rules["batch"]
     rest = tuple(a for a in over if a not in cut and held.mesh.shape[a] > 1)
-    if not set(cut) <= set(over):
+    # A classifier's few rows may not divide over what words are cut over.
+    is_even = x.shape[1] % held.size(*held.rules[axis]) == 0
+    if not set(cut) <= set(over) or not is_even:
         return constrain(jnp.sum(x, axis=0), axis, "embed")
 
     def add(part):
@@ -342,6 +360,12 @@ def whole_rows() -> Iterator[None]:
         yield
     finally:
         _IS_WHOLE.reset(token)
+
+
+def device() -> jax.Device:
+    """Return one of the devices that what is traced here is for; all are alike."""
+    held = _ACTIVE.get()
+    return jax.devices()[0] if held is None else held.mesh.devices.flat[0]
 
 
 def num_pieces() -> int:

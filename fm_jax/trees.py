@@ -1,7 +1,7 @@
 """Paths into pytrees, and values given to leaves by ordered regular expressions."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,18 @@ def leaves_by_path(tree: Any, is_leaf: Callable | None = None) -> dict[str, Any]
     """Return `{path name: leaf}` in tree order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     return {path_name(path): leaf for path, leaf in leaves}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict:
+    """Return the nested dicts of `{path name: leaf}`."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *folders, last = path.split("/")
+        within = tree
+        for folder in folders:
+            within = within.setdefault(folder, {})
+        within[last] = leaf
+    return tree
 
 
 def by_rules(tree: Any, rules: Sequence[tuple[str, Any]], thing: str) -> Any:

@@ -49,6 +49,9 @@ def run(
         for index in range(num_processes):
             environ = os.environ | shared | {"FM_PROCESS_ID": str(index)}
             processes.append(_start(command, environ, index))
+            for number, num_told in passed_on:
+                if num_told <= index:  # it came before this one was in the list
+                    _signal_all(processes[index:], number)
             threading.Thread(
                 target=lambda i=index: ended.put((i, processes[i].wait())), daemon=True
             ).start()
@@ -128,7 +131,7 @@ def _signal_all(processes: list, number: int) -> None:
 
 def _pass_on(processes: list, passed_on: list) -> None:
     def handle(number, _):
-        passed_on.append(number)
+        passed_on.append((number, len(processes)))
         _signal_all(processes, number)
 
     for number in PASSED_ON:

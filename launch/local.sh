@@ -86,6 +86,8 @@ if [ "$found" != "$wanted" ]; then
 fi
 
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
+# shellcheck source=launch/gpu.env
+[ "$kind" != cuda ] || . "$root/launch/gpu.env"
 # An empty array counts as unset in the bash of macOS.
 [ -z "${options[*]:-}" ] || set -- python "$root/launch/local.py" "${options[@]}" "$@"
 exec "$@"

@@ -1,5 +1,6 @@
 """What all tests share: eight simulated devices, quick compiles, tiny models."""
 
+import gc
 import os
 import pathlib
 
@@ -18,6 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 # and no more, two collectives at once wait for ever.
 os.environ.setdefault("PJRT_NPROC", "64")
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+MOST_MAPS = 15_000
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -255,6 +257,20 @@ ARCHITECTURES = {
     },
     "rms_biases": {"use_bias": True, "activation": "relu2", "head_dim": 10},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room():
+    """Forget compiled programs before they fill a process's memory maps.
+
+    Each takes several, a process may have 65,530 (vm.max_map_count), and one more ends
+    it with a segmentation fault. What is forgotten is in CACHE.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -110,3 +110,8 @@ def test_a_file_is_written_whole_or_the_one_before_stays(tmp_path, monkeypatch):
         caches.write_whole(path, "two")
     assert path.read_text() == "one"
     assert [p.name for p in tmp_path.iterdir()] == ["thing.json"]
+
+
+def test_bytes_are_written_as_they_are(tmp_path):
+    caches.write_whole(tmp_path / "thing.npy", b"\xff\r\n\x00")
+    assert (tmp_path / "thing.npy").read_bytes() == b"\xff\r\n\x00"

@@ -166,7 +166,8 @@ def test_a_step_that_was_not_saved_is_refused_with_those_that_were(opened):
     with pytest.raises(UserError) as error:
         saved.restore(15, parts)
     assert str(error.value) == (
-        "--step must be one of the saved steps [10, 20]; got 15."
+        "a step to read must be one of the saved steps [10, 20] of "
+        f"{saved.path.parent}; got 15."
     )
 
 

@@ -104,7 +104,7 @@ def test_flags_that_are_not_given_have_their_defaults(name, file):
     ],
 )
 def test_a_bool_flag_needs_no_value_and_has_a_no_form(argv, expected, file):
-    found, _ = flags.parse(COMMANDS["bench"], [f"--config={file}", *argv])
+    found, _ = flags.parse(COMMANDS["bench step"], [f"--config={file}", *argv])
     assert (found.json, found.startup) == expected
 
 

@@ -1,5 +1,6 @@
 """Tests of what the process says of itself, its allocator, and how quiet it is."""
 
+import gc
 import os
 import pathlib
 import platform
@@ -232,3 +233,25 @@ def test_where_a_tpu_is_nothing_is_changed(devices):
     devices("0x8086", "0x1ae0")
     machine.quiet_tpu_compiler()
     assert os.environ == {"TPU_MIN_LOG_LEVEL": "0", "HOME": "/root"}
+
+
+def test_imports_are_collected_neither_while_they_come_nor_later():
+    code = (
+        "import gc\n"
+        "from fm_jax import machine\n"
+        "with machine.importing():\n"
+        "    print(gc.isenabled())\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["False", "True", "True"]
+
+
+def test_where_jax_is_there_nothing_is_kept_from_the_collector(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", np)
+    frozen = gc.get_freeze_count()
+    with machine.importing():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen

@@ -1,6 +1,7 @@
 """Tests of the clock, the machine's peak and the watch over compilation."""
 
 import math
+import re
 import subprocess
 import sys
 import time
@@ -173,6 +174,52 @@ jax.clear_caches()
 jax.jit(f)(x)
 print(watch.misses, watch.hits, watch.seconds > 0, watch.line())
 """
+
+
+GUARDED = """
+import jax, numpy as np
+jax.config.update("jax_platforms", "cpu")
+from fm_jax import metrics
+watch, clock = metrics.CompileWatch(), metrics.Clock()
+@jax.jit
+def double(x):
+    return x * 2
+@jax.jit
+def triple(x):
+    return x * 3
+with clock.phase("train"):
+    double(np.ones(3))
+watch.guard(clock, print)
+with clock.phase("train"):
+    double(np.ones(3))
+with clock.phase("eval"):
+    triple(np.ones(3))
+with clock.phase("eval"):
+    triple(np.ones(3))
+    print("now")
+    triple(np.ones(4))
+with clock.phase("train"):
+    double(np.ones((2, 3)))
+watch.end()
+with clock.phase("train"):
+    double(np.ones((2, 3, 4)))
+"""
+
+
+def test_a_program_that_is_compiled_again_is_named_with_its_phase():
+    found = subprocess.run(
+        [sys.executable, "-c", GUARDED], capture_output=True, text=True, check=True
+    )
+    now, *warned = found.stdout.splitlines()
+    assert now == "now"
+    for line, name, phase in zip(
+        warned, ("triple", "double"), ("eval", "train"), strict=True
+    ):
+        assert re.fullmatch(
+            rf"WARNING: jit.{name}.? was compiled in \d+\.\d s after the first step, "
+            rf"in phase {phase}: its arguments' shapes, dtypes or shardings are new",
+            line,
+        )
 
 
 def _watched(folder):

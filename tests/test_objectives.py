@@ -55,11 +55,12 @@ def _by_hand(x_BTD, head_VD, targets_BT, weights_BT, *, softcap, z_loss):
 
 
 def _by_hand_of_rows(inputs, **options):
-    """Return the nats of each row, as if it were the only one."""
+    """Return the nats and hits of each row, as if it were the only one."""
     x_BTD, head_VD, *rest = inputs
     rows = (slice(b, b + 1) for b in range(len(x_BTD)))
     alone = ((x_BTD[b], head_VD, *(x[b] for x in rest)) for b in rows)
-    return [_by_hand(*row, **options)[1]["nll"] for row in alone]
+    sums = [_by_hand(*row, **options)[1] for row in alone]
+    return {f"row_{name}": [s[name] for s in sums] for name in ("nll", "correct")}
 
 
 @functools.partial(jax.jit, static_argnames=("softcap", "z_loss"))
@@ -129,11 +130,13 @@ def test_the_losses_of_rows_are_those_of_each_row_by_itself(chunk):
     expected = _by_hand_of_rows(inputs, **options)
     _, alone = _loss(*inputs, **options, chunk=chunk, by_row=True)
     (loss, sums), slopes = _gradients(**options, chunk=chunk, by_row=True)(*inputs)
-    np.testing.assert_allclose(alone["row_nll"], expected, rtol=1e-6)
-    np.testing.assert_allclose(sums["row_nll"], expected, rtol=1e-6)
+    assert min(expected["row_correct"]) > 0
+    for name, value in expected.items():
+        np.testing.assert_allclose(alone[name], value, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)
     # And nothing else changes.
     (same, others), same_slopes = _gradients(**options, chunk=chunk)(*inputs)
-    assert sums.keys() - others.keys() == {"row_nll"}
+    assert sums.keys() - others.keys() == {"row_nll", "row_correct"}
     np.testing.assert_allclose(loss, same, rtol=1e-6)
     for found, other in zip(slopes, same_slopes, strict=True):
         np.testing.assert_allclose(found, other, rtol=0, atol=1e-6)
@@ -173,10 +176,12 @@ def test_bfloat16_gradients_keep_the_dtypes_of_their_operands():
 def _largest_array(chunk, **options):
     """Return how many elements the largest array of the compiled gradient has."""
     options |= {"softcap": 2.5, "z_loss": 0.02, "chunk": chunk}
-    compiled = _gradients(**options).lower(*_inputs())
-    shapes = re.findall(
-        r"\b(?:pred|[a-z]+\d+)\[([\d,]+)\]", compiled.compile().as_text()
-    )
+    return _largest(_gradients(**options).lower(*_inputs()).compile().as_text())
+
+
+def _largest(text):
+    """Return how many elements the largest array of a compiled program has."""
+    shapes = re.findall(r"\b(?:pred|[a-z]+\d+)\[([\d,]+)\]", text)
     return max(np.prod([int(n) for n in shape.split(",")]) for shape in shapes)
 
 
@@ -240,6 +245,103 @@ def test_a_bias_is_a_column_of_the_head_that_sees_a_one(softcap, z_loss, chunk):
         np.testing.assert_allclose(found, other, rtol=0, atol=1e-5)
 
 
+# ---- the nats of each target by themselves
+
+
+@functools.partial(jax.jit, static_argnames=("softcap",))
+def _naive_nll(x_BTD, head_VD, bias_V, targets_BT, *, softcap=0.0):
+    """Return the nats of each target by a plain softmax over all logits at once."""
+    logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, head_VD) + bias_V
+    if softcap:
+        logits_BTV = softcap * jnp.tanh(logits_BTV / softcap)
+    hit_BTV = jax.nn.one_hot(targets_BT, len(head_VD))
+    return -jnp.sum(jnp.log(jax.nn.softmax(logits_BTV)) * hit_BTV, axis=-1)
+
+
+def _bent(nll_BT):
+    """Return a loss that is no sum over targets: each weighs what the others are."""
+    return jnp.sum(jnp.log1p(jnp.cumsum(nll_BT, axis=1) ** 2))
+
+
+def _token_nll(x_BTD, head_VD, bias_V, targets_BT, **overrides):
+    options = {"softcap": 0.0, "chunk": 0, "dtype": jnp.dtype("float32")}
+    return objectives.token_nll(
+        x_BTD, head_VD, targets_BT, bias_V=bias_V, **options | overrides
+    )
+
+
+def _token_gradients(**options):
+    """Return the nats and the gradients of `_bent` in x, head and bias."""
+
+    @jax.jit
+    def both(x_BTD, head_VD, bias_V, targets_BT):
+        def loss(x_BTD, head_VD, bias_V):
+            nll_BT = _token_nll(x_BTD, head_VD, bias_V, targets_BT, **options)
+            return _bent(nll_BT), nll_BT
+
+        slopes = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+        return slopes(x_BTD, head_VD, bias_V)
+
+    return both
+
+
+def _naive_token_gradients(x_BTD, head_VD, bias_V, targets_BT, **options):
+    def loss(x_BTD, head_VD, bias_V):
+        return _bent(_naive_nll(x_BTD, head_VD, bias_V, targets_BT, **options))
+
+    return jax.grad(loss, argnums=(0, 1, 2))(x_BTD, head_VD, bias_V)
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 3, 5, T])
+@pytest.mark.parametrize("softcap", [0.0, 2.5])
+def test_the_nats_of_targets_and_their_gradients_are_a_plain_softmax_s(softcap, chunk):
+    x_BTD, head_VD, targets_BT, _ = _inputs()
+    given = (x_BTD, head_VD, BIAS_V, targets_BT)
+    expected_BT = _naive_nll(*given, softcap=softcap)
+    alone_BT = jax.jit(functools.partial(_token_nll, softcap=softcap, chunk=chunk))
+    slopes, nll_BT = _token_gradients(softcap=softcap, chunk=chunk)(*given)
+    for found_BT in (alone_BT(*given), nll_BT):
+        assert (found_BT.shape, found_BT.dtype) == ((B, T), jnp.float32)
+        np.testing.assert_allclose(found_BT, expected_BT, rtol=0, atol=2e-6)
+    expected = _naive_token_gradients(*given, softcap=softcap)
+    for found, other in zip(slopes, expected, strict=True):
+        np.testing.assert_allclose(found, other, rtol=0, atol=1e-5)
+
+
+def test_without_a_bias_the_nats_of_targets_are_those_of_a_bias_of_zero():
+    x_BTD, head_VD, targets_BT, _ = _inputs()
+    expected_BT = _naive_nll(x_BTD, head_VD, np.zeros(V, np.float32), targets_BT)
+    found_BT = _token_nll(x_BTD, head_VD, None, targets_BT, chunk=4)
+    np.testing.assert_allclose(found_BT, expected_BT, rtol=0, atol=2e-6)
+
+
+def test_the_weighted_nats_of_targets_add_up_to_the_cross_entropy():
+    x_BTD, head_VD, targets_BT, weights_BT = _inputs()
+    nll_BT = _token_nll(x_BTD, head_VD, None, targets_BT, softcap=2.5, chunk=3)
+    loss, _ = _loss(x_BTD, head_VD, targets_BT, weights_BT, softcap=2.5, chunk=4)
+    np.testing.assert_allclose(jnp.sum(weights_BT * nll_BT), loss, rtol=1e-6)
+
+
+def test_bfloat16_nats_are_float32_and_gradients_keep_their_operands_dtypes():
+    x_BTD, head_VD, targets_BT, _ = _inputs()
+    given = (jnp.asarray(x_BTD, jnp.bfloat16), head_VD, BIAS_V, targets_BT)
+    slopes, nll_BT = _token_gradients(chunk=4, dtype=jnp.dtype("bfloat16"))(*given)
+    assert nll_BT.dtype == jnp.float32
+    assert [d.dtype for d in slopes] == [jnp.bfloat16, jnp.float32, jnp.float32]
+
+
+def test_the_chunked_nats_of_targets_never_hold_all_logits():
+    x_BTD, head_VD, targets_BT, _ = _inputs()
+    given = (x_BTD, head_VD, BIAS_V, targets_BT)
+
+    def largest(chunk):
+        lowered = _token_gradients(softcap=2.5, chunk=chunk).lower(*given)
+        return _largest(lowered.compile().as_text())
+
+    assert largest(0) == B * T * V
+    assert largest(4) == B * 4 * V
+
+
 # ---- the losses of experts
 
 
@@ -277,6 +379,27 @@ def test_the_balance_loss_lowers_the_probability_of_busy_experts_by_their_load()
 def test_a_batch_of_padding_has_experts_losses_of_zero():
     zeros = {name: np.zeros_like(x) for name, x in _numbers().items()}
     assert set(map(float, objectives.expert_losses(zeros).values())) == {0.0}
+
+
+def test_what_experts_add_is_their_losses_for_every_unit_of_weight():
+    sums = {"nll": jnp.float32(5.0), "weight": jnp.float32(4.0)}
+    weights = {"balance_loss": 0.5, "router_z_loss": 0.25}
+    total, found = objectives.add_experts(jnp.float32(7.0), sums, _numbers(), weights)
+    assert found.pop("experts").keys() == _numbers().keys()
+    assert {name: float(x) for name, x in found.items()} == pytest.approx(
+        {"nll": 5.0, "weight": 4.0, "balance_loss": 4 * 1.25, "router_z_loss": 4 * 1.5}
+    )
+    assert float(total) == pytest.approx(7 + 4 * (0.5 * 1.25 + 0.25 * 1.5))
+
+
+# ---- components of a mixture
+
+
+def test_sums_of_rows_are_added_up_by_component():
+    by_row = {"nll": jnp.array([1.0, 2.0, 4.0, 8.0]), "weight": jnp.arange(4.0)}
+    found = objectives.by_component(by_row, jnp.array([2, 0, 2, 0]), 3)
+    np.testing.assert_array_equal(found["nll"], [10, 0, 5])
+    np.testing.assert_array_equal(found["weight"], [4, 0, 2])
 
 
 # ---- on meshes of eight devices
@@ -353,7 +476,8 @@ def test_a_mesh_does_not_change_the_losses_of_rows(name):
     with layout.active():
         do = _gradients(**options, chunk=4, by_row=True)
         (_, sums), _ = do(*_on(layout, inputs))
-    np.testing.assert_allclose(sums["row_nll"], expected, rtol=1e-6)
+    for key, value in expected.items():
+        np.testing.assert_allclose(sums[key], value, rtol=1e-6, err_msg=key)
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -381,6 +505,32 @@ def test_a_mesh_does_not_change_the_loss_and_gradient_of_a_bias(name):
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     np.testing.assert_allclose(d_bias_V, d_wide_head[:, -1], rtol=0, atol=1e-5)
     assert d_bias_V.sharding.is_equivalent_to(place, 1)
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+@pytest.mark.parametrize("name", MESHES)
+def test_a_mesh_does_not_change_the_nats_of_targets_and_their_gradients(name, chunk):
+    x_BTD, head_VD, targets_BT, _ = _many_inputs()
+    layout, bias_V = _layout(name), np.resize(BIAS_V, 40)
+    given = (x_BTD, head_VD, bias_V, targets_BT)
+    expected_BT = _naive_nll(*given, softcap=2.5)
+    expected = _naive_token_gradients(*given, softcap=2.5)
+    axes = (AXES["x"], AXES["head"], ("vocab",), AXES["targets"])
+    places = [
+        layout.sharding(*sharding.spec(a, x.shape, layout))
+        for x, a in zip(given, axes, strict=True)
+    ]
+    with layout.active():
+        arguments = jax.device_put(given, tuple(places))
+        slopes, nll_BT = _token_gradients(softcap=2.5, chunk=chunk)(*arguments)
+        alone = functools.partial(_token_nll, softcap=2.5, chunk=chunk)
+        alone_BT = jax.jit(alone)(*arguments)
+    for found_BT in (nll_BT, alone_BT):
+        np.testing.assert_allclose(found_BT, expected_BT, rtol=0, atol=5e-6)
+        assert found_BT.sharding.is_equivalent_to(places[3], 2)
+    for found, other, place in zip(slopes, expected, places, strict=False):
+        np.testing.assert_allclose(found, other, rtol=0, atol=1e-5)
+        assert found.sharding.is_equivalent_to(place, found.ndim)
 
 
 @functools.cache

@@ -325,3 +325,74 @@ def test_rounded_moments_stay_within_their_rounding(mu_dtype, nu_dtype):
     largest = max(np.abs(update).max() for update in exact.values())
     # bfloat16 has eight bits; five roundings of a moment that decays.
     assert 2**-13 < worst / largest < 2**-6
+
+
+MASK = {"kernel": True, "scale": True}
+
+
+def _updates(tx, params, grads):
+    """Return each step's updates, the params left as they are, and the last state."""
+    state, found, update = tx.init(params), [], jax.jit(tx.update)
+    for grad in grads:
+        updates, state = update(grad, state, params)
+        found.append(updates)
+    return found, state
+
+
+def test_without_multipliers_and_gate_the_state_is_that_of_the_chain_alone():
+    params, _ = _params_and_grads(1)
+    alone = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(0.1, mask=MASK),
+        optax.scale_by_learning_rate(lambda step: 0.1),
+    )
+    expected = jax.tree.structure(alone.init(params))
+    found = _chain(mask=MASK, clip_norm=1.0, multipliers=None, gate=None).init(params)
+    assert jax.tree.structure(found) == expected
+
+
+def test_multipliers_scale_updates_with_their_decay():
+    params, grads = _params_and_grads(3)
+    by = {"kernel": np.float32([[0.5], [0], [2]]), "scale": 0.25}
+    plain, _ = _updates(_chain(mask=MASK), params, grads)
+    found, _ = _updates(_chain(mask=MASK, multipliers=by), params, grads)
+    for ours, theirs in zip(found, plain, strict=True):
+        for name, rate in by.items():
+            np.testing.assert_allclose(ours[name], rate * theirs[name], rtol=1e-6)
+
+
+def _gate(step):
+    """Return a gate: the rows of `kernel` open at 0, 2 and 4, `scale` at 2."""
+    opens = jnp.array([[0], [2], [4]])
+    return {"kernel": jnp.float32(step >= opens), "scale": jnp.float32(step >= 2)}
+
+
+@pytest.mark.parametrize("beta2", [0.95, 0.999])
+def test_what_a_gate_opens_trains_as_if_it_began_then(beta2):
+    params, grads = _params_and_grads(7)
+    how = {"mask": MASK, "clip_norm": 0.0, "beta2": beta2, "epsilon": 1e-12}
+    found, _ = _updates(_chain(**how, gate=_gate), params, grads)
+    for name, row, opens in (
+        ("kernel", 0, 0),
+        ("kernel", 1, 2),
+        ("kernel", 2, 4),
+        ("scale", slice(None), 2),
+    ):
+        late, _ = _updates(_chain(**how), params, grads[opens:])
+        for updates in found[:opens]:
+            assert not np.any(updates[name][row])
+        for ours, theirs in zip(found[opens:], late, strict=True):
+            np.testing.assert_allclose(ours[name][row], theirs[name][row], rtol=2e-5)
+
+
+def test_closed_gradients_do_not_count_towards_the_norm():
+    params, (grad,) = _params_and_grads(1)
+    norm = np.sqrt(np.sum(grad["kernel"][0] ** 2))
+    tx = _chain(mask=MASK, clip_norm=float(norm) / 2, gate=_gate)
+    _, state = tx.update(grad, tx.init(params), params)
+    adam = next(part for part in state if isinstance(part, optax.ScaleByAdamState))
+    expected = (1 - ADAMW["beta1"]) * grad["kernel"][0] / 2
+    np.testing.assert_allclose(adam.mu["kernel"][0], expected, rtol=1e-6)
+    assert not np.any(adam.mu["kernel"][1:])
+    assert not np.any(adam.mu["scale"])

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fm_jax.products import matmul
+from fm_jax import products
+from fm_jax.products import Adapted, Eight, matmul
 
 SHAPES = [((5, 7), (7, 3)), ((2, 4, 5, 7), (2, 4, 7, 3))]
 
@@ -97,3 +98,79 @@ def test_remat_policies_can_keep_the_product(equations):
 
     assert products(None) == 4
     assert products(jax.checkpoint_policies.dots_saveable) == 3
+
+
+def _adapted(base, rate=0.0, rng=None):
+    """Return a kernel [3, 4, 6] over the first two dims, with an update of rank 2."""
+    draw = np.random.default_rng(1).standard_normal
+    a, b = jnp.asarray(draw((3, 4, 2))), jnp.asarray(draw((2, 6)))
+    return Adapted(base, a, b, rng, scale=0.7, dropout=rate)
+
+
+def _held():
+    """Return a kernel as an array, in eight bits and what it is then."""
+    rng = np.random.default_rng(2)
+    whole = rng.integers(-127, 128, (3, 4, 6)).astype(np.int8)
+    scale = rng.uniform(0.01, 0.02, (1, 1, 6)).astype(np.float32)
+    return Eight(jnp.asarray(whole), jnp.asarray(scale)), jnp.asarray(whole * scale)
+
+
+@pytest.mark.parametrize("is_eight", [False, True])
+def test_a_kernel_with_an_update_is_their_sum_and_only_the_update_has_gradients(
+    is_eight,
+):
+    eight, array = _held()
+    kernel = _adapted(eight if is_eight else array)
+    x_MK = jnp.asarray(np.random.default_rng(3).standard_normal((5, 12)), jnp.float32)
+    probe_MN = np.random.default_rng(4).standard_normal((5, 6))
+    float32 = jnp.dtype("float32")
+
+    def beside(x_MK, a, b):
+        held = Adapted(kernel.base, a, b, None, scale=0.7, dropout=0.0)
+        return jnp.sum(products.linear(x_MK, held, float32) * probe_MN)
+
+    def merged(x_MK, a, b):
+        whole = array + 0.7 * jnp.einsum("ijr,rn->ijn", a, b)
+        return jnp.sum(x_MK @ whole.reshape(12, 6) * probe_MN)
+
+    given = (x_MK, kernel.a, kernel.b)
+    found, expected = (
+        jax.value_and_grad(f, argnums=(0, 1, 2))(*given) for f in (beside, merged)
+    )
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+        found,
+        expected,
+    )
+    of_base = jax.grad(
+        lambda held: jnp.sum(products.linear(x_MK, held, float32)), allow_int=True
+    )(eight if is_eight else kernel)
+    still = of_base.scale if is_eight else of_base.base
+    assert not np.any(still)
+
+
+def test_an_update_leaves_out_a_part_of_what_it_reads_and_scales_up_the_rest():
+    rate, rng = 0.25, jax.random.key(0)
+    kernel = _adapted(jnp.zeros((3, 4, 6)), rate, rng)
+    x_MK = jnp.ones((400, 12))
+    eye = Adapted(
+        jnp.zeros((3, 4, 12)),
+        jnp.eye(12).reshape(3, 4, 12),
+        jnp.eye(12),
+        rng,
+        scale=1.0,
+        dropout=rate,
+    )
+    read_MK = np.asarray(products.linear(x_MK, eye, jnp.dtype("float32")))
+    assert set(np.unique(read_MK)) == {0, np.float32(1 / 0.75)}
+    assert np.mean(read_MK == 0) == pytest.approx(rate, abs=0.02)
+    found_MN = products.linear(x_MK, kernel, jnp.dtype("float32"))
+    a_KR = np.asarray(kernel.a).reshape(12, 2)
+    expected_MN = 0.7 * read_MK @ a_KR @ np.asarray(kernel.b)
+    np.testing.assert_allclose(found_MN, expected_MN, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_in_eight_bits_is_made_whole_and_an_array_is_left():
+    eight, array = _held()
+    np.testing.assert_array_equal(products.whole(eight), array)
+    assert products.whole(array) is array

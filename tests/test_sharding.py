@@ -425,9 +425,25 @@ def test_rows_count_as_cut_where_they_divide(rows, parts, layout, in_pieces):
             assert sharding.num_parts(rows) == parts
 
 
+def test_the_sums_of_pieces_are_those_of_their_rows(pieces):
+    batch, cut, data, context = pieces
+    held = _layout(data=data, context=context, tensor=8 // data // context)
+
+    def sums(cut):
+        x_BT2 = jnp.stack([cut["tokens"], cut["loss_weights"]], axis=-1)
+        return sharding.sum_pieces(jnp.sum(x_BT2, axis=1))
+
+    with held.active():
+        found_B2 = jax.jit(sums)(cut)
+    expected = [batch[name].sum(axis=1) for name in ("tokens", "loss_weights")]
+    np.testing.assert_allclose(found_B2, np.stack(expected, axis=1), rtol=1e-6)
+    assert found_B2.sharding.is_equivalent_to(sharding.batch_sharding(held), 2)
+
+
 def test_rows_stay_whole_without_a_context(layout):
     batch = {name: jnp.asarray(x) for name, x in _batch(4, 6).items()}
     assert sharding.cut_rows(batch) is batch
+    assert sharding.sum_pieces(batch["tokens"]) is batch["tokens"]
     assert sharding.num_pieces() == 1
     with layout.active():
         assert sharding.cut_rows(batch) is batch

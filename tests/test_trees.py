@@ -79,3 +79,9 @@ def test_a_rule_that_is_no_regular_expression_is_refused():
         "optimizer.decay must be regular expressions; got 'kernel(' "
         "(missing ), unterminated subpattern at position 6)."
     )
+
+
+def test_nested_dicts_are_made_again_from_their_paths():
+    tree = {"a": 5, "blocks": {"mlp": {"kernel": 1, "bias": 2}, "norm": 3}}
+    assert trees.nested(trees.leaves_by_path(tree)) == tree
+    assert trees.nested({}) == {}

@@ -49,12 +49,11 @@ def pack(flags, raw, argv) -> None:
     command.pack(configs.check(raw), flags)
 
 
-def rates(flags, raw, argv) -> None:
-    """Print how fast this machine tokenises and reads the data of a config."""
-    from fm_jax import config as configs
+def toy(flags, raw, argv) -> None:
+    """Write small data that the project makes itself."""
     from fm_jax.prepare import command
 
-    command.bench(configs.check(raw), flags)
+    command.toy(flags)
 
 
 COMMANDS = {
@@ -75,6 +74,7 @@ COMMANDS = {
         {
             "step": (0, "which step, from 0"),
             "rows": ("", "of its batch, as 3 or 0:2; default: all"),
+            "colour": ("auto", "auto (on a terminal) | always | never"),
         },
         takes_config=True,
     ),
@@ -120,14 +120,20 @@ COMMANDS = {
         },
         takes_config=True,
     ),
-    "bench data": Command(
-        rates,
-        "print how fast the data of a config is tokenised and read, as ratios",
-        "fm bench data --config=configs/quickstart.py",
+    "data toy": Command(
+        toy,
+        "write small data made by rules: the same files on every machine",
+        "fm data toy --kind=chat --out=toys/chat",
         {
-            "rounds": (5, "interleaved rounds, of which medians are taken"),
-            "json": (False, "print JSON"),
+            "kind": (None, "chat | completion | preference | styles | text"),
+            "out": (None, "a folder for its .jsonl files"),
+            "seed": (0, "another gives other data; of styles, another world"),
+            "size": (0, "training examples; 0: as many as the kind has by itself"),
+            "draw": (0, "of styles: another gives other documents of that world"),
+            "spurious": (
+                -1.0,
+                "of styles: how often a mark tells the label in training",
+            ),
         },
-        takes_config=True,
     ),
 }

@@ -17,13 +17,15 @@ def train(flags, raw, argv) -> None:
     config = configs.check(raw)
     workdir = Path(flags.workdir or _default_workdir(flags.config_file, raw))
     machine.tune_allocator()
-    from fm_jax.cluster import launchers, together
+    with machine.importing():
+        from fm_jax.cluster import launchers, together
 
     found = launchers.find(
         flags.coordinator, flags.num_processes, flags.process_id, os.environ
     )
     together.start(found, timeout_seconds=flags.join_timeout)
-    from fm_jax.train import run
+    with machine.importing():
+        from fm_jax.train import run
 
     run.train(config, workdir, ["fm", *argv])
 
@@ -71,40 +73,6 @@ def plan(flags, raw, argv) -> None:
     from fm_jax.planning import command
 
     command.run(configs.check(raw), flags)
-
-
-def bench(flags, raw, argv) -> None:
-    """Print how fast a config trains on this machine."""
-    import json
-
-    from fm_jax import config as configs
-
-    for name in ("steps", "rounds"):
-        if flags.values[name] < 1:
-            raise UserError(f"--{name} must be >= 1; got {flags.values[name]}.")
-    config = configs.check(raw)
-    machine.tune_allocator()
-
-    def say(line):
-        print(line, file=sys.stderr)
-
-    if flags.generate:
-        from fm_jax import bench_decoding
-
-        model = bench_decoding.sized(config)
-        found = bench_decoding.run(model, rounds=flags.rounds, int8=True, say=say)
-    else:
-        from fm_jax import bench as benches
-
-        found = benches.step(config, num_steps=flags.steps, say=say)
-        if flags.startup:
-            found |= benches.startup(config)
-    if flags.json:
-        print(json.dumps(found, indent=1))
-        return
-    for name, value in found.items():
-        is_number = isinstance(value, float | int) and not isinstance(value, bool)
-        print(f"{name:36}{f'{value:,.4g}' if is_number else str(value):>16}")
 
 
 def show_config(flags, raw, argv) -> None:
@@ -167,6 +135,8 @@ COMMANDS = {
             "step": _STEP,
             "prompt": ((), "what to go on from; may be repeated"),
             "prompts": ("", "a file of them: a line each, or .jsonl with `prompt`"),
+            "chat": (False, "a prompt is what a user says; print the answer"),
+            "system": ("", "with --chat: what the system says before"),
             "num_samples": (1, "texts for each prompt"),
             "num_tokens": (128, "new tokens at most"),
             "temperature": (0.8, "0: always the likeliest token"),
@@ -214,22 +184,6 @@ COMMANDS = {
             "tries": (6, "plans to compile in search of one that fits; 0: none"),
             "corpus_tokens": (0.0, "tokens to train on, where no text is prepared yet"),
             "show": ("", "instead: sharding of each parameter, or activations"),
-            "json": (False, "print JSON"),
-        },
-        takes_config=True,
-    ),
-    "bench": Command(
-        bench,
-        "print how fast a config trains on this machine",
-        "fm bench --config=configs/quickstart.py --steps=20",
-        {
-            "steps": (20, "steps to time"),
-            "generate": (
-                False,
-                "time text instead, beside transformers where it is installed",
-            ),
-            "rounds": (7, "with --generate: times that each writes the same texts"),
-            "startup": (True, "also time the first step of new processes; --nostartup"),
             "json": (False, "print JSON"),
         },
         takes_config=True,

@@ -12,7 +12,7 @@ PACE = 0.1  # seconds between the pieces of a text that is printed as it comes
 MARK = "---"  # between texts
 
 
-def run(flags: Any, argv: list[str], out: TextIO = sys.stdout) -> None:
+def run(flags: Any, argv: list[str]) -> None:
     """Write the texts that the flags of `fm generate` ask for.
 
     Raises UserError on flags that are out of range, prompts that cannot be read and
@@ -20,6 +20,7 @@ def run(flags: Any, argv: list[str], out: TextIO = sys.stdout) -> None:
     """
     texts = read_prompts(flags.prompt, flags.prompts)
     _check(flags)
+    template = _template(Path(flags.run)) if flags.chat else None
     from fm_jax.generation import batch
     from fm_jax.generation.request import Request
     from fm_jax.train import restore
@@ -37,12 +38,13 @@ def run(flags: Any, argv: list[str], out: TextIO = sys.stdout) -> None:
             end_ids=held.end_ids,
             **rules(flags),
         )
-        for prompt in held.prompts(texts)
+        for prompt in _prompts(held, texts, template, flags)
         for sample in range(flags.num_samples)
     ]
     texts = [text for text in texts for _ in range(flags.num_samples)]
-    is_live = streams(argv, out.isatty(), len(texts)) and not flags.json
-    printer = Printer(texts, out)
+    shown = [""] * len(texts) if template else texts  # of a chat only the answer
+    is_live = streams(argv, sys.stdout.isatty(), len(texts)) and not flags.json
+    printer = Printer(shown, sys.stdout)
     found = batch.generate(
         held.model,
         held.params,
@@ -57,13 +59,40 @@ def run(flags: Any, argv: list[str], out: TextIO = sys.stdout) -> None:
     if flags.json:
         decode = held.tokenizer.decode
         for prompt, written in zip(texts, found, strict=True):
-            print(json.dumps(as_json(prompt, written, decode)), file=out)
+            print(json.dumps(as_json(prompt, written, decode)))
         return
     if is_live:
         printer.finish()
         return
-    for index, (prompt, written) in enumerate(zip(texts, found, strict=True)):
-        print(*([MARK] if index else []), prompt + written.text, sep="\n", file=out)
+    for index, (prompt, written) in enumerate(zip(shown, found, strict=True)):
+        print(*([MARK] if index else []), prompt + written.text, sep="\n")
+
+
+def _template(run: Path) -> Any:
+    """Return a run's chat template. Raises UserError where it has none."""
+    from fm_jax.serve import chat
+
+    found = chat.find(run)
+    if found is None:
+        raise UserError(
+            f"--chat needs a run with a chat template; got {run}, which has none. Tune "
+            "one: --config.data.examples=chat."
+        )
+    return found
+
+
+def _prompts(held: Any, texts: list[str], template: Any, flags: Any) -> list[tuple]:
+    """Return the ids of prompts: texts, or what users say in chats."""
+    if template is None:
+        return held.prompts(texts)
+    from fm_jax.serve import chat
+    from fm_jax.tokenizers import special
+
+    encode = special.special_encoder(held.tokenizer)
+    begin = chat.begin_ids(Path(flags.run), held.begin_ids)
+    system = [{"role": "system", "content": flags.system}] if flags.system else []
+    chats = [[*system, {"role": "user", "content": text}] for text in texts]
+    return [chat.ids(template.render(said), encode, begin) for said in chats]
 
 
 def read_prompts(given: list[str], file: str) -> list[str]:
@@ -106,6 +135,8 @@ def _check(flags: Any) -> None:
             "--num_tokens and --num_samples must be >= 1; got "
             f"{flags.num_tokens} and {flags.num_samples}."
         )
+    if flags.system and not flags.chat:
+        raise UserError("--system needs --chat, which it is said in.")
     if flags.logprobs < -1:
         raise UserError(f"--logprobs must be >= 0, or -1: none; got {flags.logprobs}.")
     if flags.logprobs >= 0 and not flags.json:

@@ -8,26 +8,56 @@ from fm_jax.errors import UserError, reason
 
 
 def bring(flags, raw, argv) -> None:
-    """Make a run of a Hugging Face checkpoint folder."""
-    from fm_jax.hf import importing
+    """Make a run of a Hugging Face checkpoint folder, or of an adapter of one."""
+    from fm_jax.hf import adapters, importing, tuned
 
-    run = importing.bring(
-        Path(flags.hf).expanduser(),
-        Path(flags.out).expanduser(),
-        tokenizer=flags.tokenizer,
-        command=["fm", *argv],
-        say=_say,
-    )
+    folder, out = (Path(path).expanduser() for path in (flags.hf, flags.out))
+    command = ["fm", *argv]
+    if not adapters.is_adapter(folder):
+        if flags.base:
+            raise UserError(
+                f"--base must be given with an adapter's folder; got {flags.base} for "
+                f"{folder}, which has no {adapters.CONFIG}."
+            )
+        run = importing.bring(
+            folder, out, tokenizer=flags.tokenizer, command=command, say=_say
+        )
+    else:
+        if flags.tokenizer or not flags.base:
+            raise UserError(
+                "an adapter must be imported with --base=RUN, the run that it is an "
+                f"adapter of, and its tokenizer; got {folder} with "
+                f"{'--tokenizer' if flags.tokenizer else 'no --base'}."
+            )
+        base = Path(flags.base).expanduser()
+        run = tuned.bring(folder, base, out, command=command, say=_say)
     print(run.path)
 
 
 def export(flags, raw, argv) -> int:
-    """Write a run's weights as a Hugging Face checkpoint folder."""
-    from fm_jax.hf import exporting
+    """Write a run's weights as a Hugging Face checkpoint folder, or as an adapter."""
+    from fm_jax.hf import exporting, tuned
 
+    path, out = (Path(path).expanduser() for path in (flags.run, flags.out))
+    is_lora = tuned.is_lora(path)
+    if is_lora and not flags.merge_lora:
+        for name in ("dtype", "verify"):
+            if flags.values[name]:
+                raise UserError(
+                    f"--{name} must be given with a whole model; got an adapter's run, "
+                    f"{path}. Give --merge_lora too."
+                )
+        tuned.export(path, out, step=flags.step, family=flags.family, say=_say)
+        print(flags.out)
+        return 0
+    if flags.merge_lora and not is_lora:
+        raise UserError(
+            f"--merge_lora must be left out for a run without adapters; got {path}, "
+            "whose weights are whole already."
+        )
     is_good = exporting.run(
-        Path(flags.run).expanduser(),
-        Path(flags.out).expanduser(),
+        path,
+        out,
         step=flags.step,
         family=flags.family,
         dtype=flags.dtype,
@@ -85,6 +115,7 @@ COMMANDS = {
             "hf": (None, "a folder with config.json and safetensors"),
             "out": (None, "the run folder to make: a new or an empty one"),
             "tokenizer": ("", "a tokenizer's file, or bytes; default: the folder's"),
+            "base": ("", "where the folder is an adapter of peft's: the base's run"),
         },
     ),
     "export": Command(
@@ -102,6 +133,7 @@ COMMANDS = {
             ),
             "max_shard_size": ("5GB", "of a file; a larger tensor has one to itself"),
             "verify": (False, "compare both forward passes; needs fm_jax[parity]"),
+            "merge_lora": (False, "the whole model of a run of LoRA; not its adapter"),
         },
     ),
     "families": Command(

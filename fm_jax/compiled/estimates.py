@@ -20,7 +20,8 @@ from fm_jax.compiled import program
 class Memory:
     """Bytes on one device while a step runs.
 
-    `gradients` are as large as the parameters in float32, and with `activations` (all
+    `params` are those that train, `frozen` those that do not, as they are held.
+    `gradients` are as large as the former in float32, and with `activations` (all
     the rest) make up the program's temporaries. `host` is what is offloaded.
     """
 
@@ -31,6 +32,7 @@ class Memory:
     gradients: int
     activations: int
     host: int
+    frozen: int = 0
 
     @property
     def total(self) -> int:
@@ -138,6 +140,7 @@ def state_memory(state: Any, batch: dict) -> dict[str, int]:
     """Return the bytes on one device of what is there before and after a step."""
     return {
         "params": device_bytes(state.params),
+        "frozen": device_bytes(state.frozen),
         "optimizer": device_bytes((state.step, state.opt_state)),
         "average": device_bytes(state.ema),
         "batch": device_bytes(batch),
@@ -215,6 +218,7 @@ def memory_lines(memory: Memory, capacity: int | None) -> list[str]:
     """Return the table of a device's memory, beside what it has."""
     rows = {
         "parameters": memory.params,
+        "frozen parameters": memory.frozen,
         "optimizer": memory.optimizer,
         "average of weights": memory.average,
         "batch": memory.batch,

@@ -10,7 +10,7 @@ import functools
 import math
 import re
 
-from fm_jax.compiled import text
+from fm_jax.compiled import kernels, text
 from fm_jax.compiled.text import Array, Body, Op, Place
 
 KINDS = (
@@ -59,11 +59,12 @@ class Collective:
 class Program:
     """What one run of a program costs one device.
 
-    `flops` is 2*M*N*K of every dot, convolution and call of a matrix library; products
-    with the padding of a convolution are none. `bytes_accessed` estimates traffic with
-    main memory: operands and results of every instruction outside fusions, a slice in
-    place of the array that it is cut from or put into, and nothing for arrays that a
-    TPU keeps on the chip. Branches count as if all were taken, an upper bound. Loops
+    `flops` is 2*M*N*K of every dot, convolution and call of a matrix library, and of
+    attention kernels (see kernels); products with the padding of a convolution are
+    none. `bytes_accessed` estimates traffic with main memory: operands and results of
+    every instruction outside fusions, a slice in place of the array that it is cut from
+    or put into, what a kernel loads again, and nothing for arrays that a TPU keeps on
+    the chip. Branches count as if all were taken, an upper bound. Loops
     whose trips are not known run once; `unknown_loops` counts them. `custom_calls` are
     executions of those whose products, if any, are not in `flops`. `arrays` are the
     distinct results outside fusions, arguments among them, largest first.
@@ -140,6 +141,8 @@ def _products(body: Body, op: Op) -> int:
     target = op.attr(_TARGET) if op.kind == "custom-call" else ""
     if target and (estimate := op.attr(r'"cost_estimate":\{"flops":"(\d+)"')):
         return int(estimate)
+    if target and (known := kernels.cost(body, op, target)):
+        return known.flops
     if op.kind in ("dot", "ragged-dot"):
         contracted = text.ints(op.attr(r"lhs_contracting_dims=\{([^}]*)"))
     elif target.startswith("__cublas$"):
@@ -242,6 +245,9 @@ def _traffic(body: Body, op: Op) -> int:
         size = sum(place.bytes for place in text.places(body.ops[name].shape))
         part = _read(body, op, k)
         total += size if part is None else min(size, part)
+    if op.kind == "custom-call":
+        known = kernels.cost(body, op, op.attr(_TARGET))
+        total += known.bytes_again if known else 0
     return total
 
 

@@ -204,6 +204,8 @@ def parse(text: str) -> tuple[list[Body], Body, int]:
             op = Op(name, opcode, kind, shape, inner, operands, line[stop + 1 :])
             body.ops[name] = op
             body.root = op if root else body.root
+        elif line.startswith(('"', "}}")):  # attributes may hold line breaks
+            op.attrs += line
     if entry is None:
         raise ValueError(
             "text must be an optimized HLO module with an ENTRY computation; got "

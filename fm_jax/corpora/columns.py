@@ -1,22 +1,24 @@
-"""Parquet files: a document in each row of a column."""
+"""Parquet files: a document in each row, of a column or of several."""
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-from fm_jax.corpora import documents, paths, streams
+from fm_jax.corpora import arrow, documents, fields, paths, streams
 from fm_jax.corpora.documents import Piece, Reading
-from fm_jax.errors import UserError, reason, unknown
+from fm_jax.corpora.fields import TextField
+from fm_jax.errors import UserError, reason
 
 BATCH_BYTES = 1 << 23
 BATCH_ROWS = 1024
 BUFFER_BYTES = 1 << 20
 
 
-def pieces(whole: Piece, *, text_field: str, **_) -> list[Piece]:
+def pieces(whole: Piece, *, text_field: TextField, **_) -> list[Piece]:
     """Return the row groups of a file, small ones together.
 
-    Raises UserError where it has no such column, or one without text.
+    Raises UserError where it has no such column, or one without text; of several, where
+    it has none.
     """
     try:
         with streams.open_raw(whole.path) as raw:
@@ -39,9 +41,9 @@ def pieces(whole: Piece, *, text_field: str, **_) -> list[Piece]:
 
 
 def read(
-    raw, piece: Piece, reading: Reading, *, text_field: str
+    raw, piece: Piece, reading: Reading, *, text_field: TextField
 ) -> Iterator[tuple[int, str]]:
-    """Yield the texts of a column by the numbers of their rows.
+    """Yield the texts of columns by the numbers of their rows.
 
     A row group is left where it is damaged, and reading goes on with the next.
     """
@@ -66,23 +68,24 @@ def read(
         first = last
 
 
-def _batches(file, group: int, text_field: str, rows: int) -> Iterator[list]:
+def _batches(file, group: int, text_field: TextField, rows: int) -> Iterator[list]:
     """Yield the values of a row group, text as bytes, so many at a time."""
-    import pyarrow as pa
-
+    names = fields.names(text_field)
     with _naming_damage():
+        labels = arrow.names_of(file.schema_arrow)
         for batch in file.iter_batches(
-            rows, row_groups=[group], columns=[text_field], use_threads=False
+            rows, row_groups=[group], columns=list(names), use_threads=False
         ):
             # What it calls a name is a path too: there may be "text.more", or text in
             # "text" in "outer" for "outer.text".
-            column = batch.column(batch.schema.get_field_index(text_field))
-            if pa.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
-            yield column.cast(pa.large_binary()).to_pylist()
+            if fields.is_one(text_field):
+                index = batch.schema.get_field_index(text_field)
+                yield arrow.values(batch.column(index))
+            else:
+                yield arrow.rows(batch, names, labels)
 
 
-def _open(raw, path: str, text_field: str):
+def _open(raw, path: str, text_field: TextField):
     """Return the Parquet file; Damaged where it is none, UserError without the text."""
     import pyarrow as pa
     import pyarrow.parquet
@@ -93,25 +96,19 @@ def _open(raw, path: str, text_field: str):
         )
         schema = file.schema_arrow
         names = schema.names
-    if text_field not in names:
-        raise unknown(f"data.text_field of {paths.shown(path)}", text_field, names)
-    if names.count(text_field) > 1:
-        raise UserError(
-            f"data.text_field must name one column; got {text_field!r} of "
-            f"{paths.shown(path)}, which has {names.count(text_field)} of that name. "
-            "Rename all but one."
-        )
+    fields.refuse_unknown(text_field, names, paths.shown(path))
+    for name in fields.names(text_field):
+        if names.count(name) > 1:
+            raise UserError(
+                f"data.text_field must name one column; got {name!r} of "
+                f"{paths.shown(path)}, which has {names.count(name)} of that name. "
+                "Rename all but one."
+            )
+    if not fields.is_one(text_field):
+        return file
     held = schema.field(text_field).type
     inner = held.value_type if pa.types.is_dictionary(held) else held
-    is_text = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_string_view,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_binary_view,
-    )
-    if not any(check(inner) for check in is_text):
+    if not arrow.is_text(inner):
         raise UserError(
             f"data.text_field must name text; got {text_field!r} of "
             f"{paths.shown(path)}, which holds {held}."

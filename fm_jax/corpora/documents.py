@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from fm_jax.corpora import paths
+from fm_jax.corpora import fields, paths
 from fm_jax.errors import UserError, unknown
 
 PIECE_BYTES = 1 << 26  # of a large file that is read in parts, about
@@ -23,7 +23,7 @@ BAD = {
     ),
     "missing text": (
         "document must have text under data.text_field",
-        f"Set --config.data.text_field or {SEEN}.",
+        f"Set --config.data.text_field (of examples: data.fields) or {SEEN}.",
     ),
     "NUL bytes": ("text must hold no NUL", f"Mend it, or set {MENDED}."),
     "too long": (
@@ -125,19 +125,21 @@ class Reading:
     ) -> tuple[str, ...]:
         """Return the documents in what was found at a place, each with text.
 
-        It should be a str, or UTF-8 bytes; `offset` is where they begin in the file.
-        Most often there is one document; none where it is empty or skipped, and several
-        where it is too long and cut. Raises UserError as `bad` does.
+        It should be a str, or UTF-8 bytes, or a dict of fields whose JSON is the text;
+        `offset` is where they begin in the file. Most often there is one document; none
+        where it is empty or skipped, and several where it is too long and cut, as JSON
+        never is. Raises UserError as `bad` does.
         """
         text = self._as_text(found, piece, place, offset)
-        if text is None:
-            return ()
         if not text:
-            self.empty += 1
+            self.empty += text is not None
             return ()
         size = len(text) if text.isascii() else len(text.encode())
         if size <= self.max_document_bytes:
             return (text,)
+        if isinstance(found, dict):
+            self.bad("too long", piece, place, self.too_long)
+            return ()
         if not self.mends("too long", piece, place, self.too_long):
             return ()
         stream = io.BytesIO(text.encode())
@@ -211,11 +213,15 @@ class Reading:
 
     def _as_text(self, found, piece, place, offset) -> str | None:
         """Return what was found as text that has UTF-8 and no NUL; None: skipped."""
+        kind = "null" if found is None else type(found).__name__
+        problem = f"{kind} in its place"
+        if isinstance(found, dict):
+            problem = f"none of the fields {', '.join(map(repr, found))}"
+            found = fields.as_text(found)
         if isinstance(found, bytes):
             found = self.decoded(found, piece, place, offset)
         elif not isinstance(found, str):
-            kind = "null" if found is None else type(found).__name__
-            self.bad("missing text", piece, place, f"{kind} in its place")
+            self.bad("missing text", piece, place, problem)
             found = None
         elif not found.isascii():
             try:

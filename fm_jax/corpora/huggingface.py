@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fm_jax.corpora import digests, rows, streams
+from fm_jax.corpora import arrow, digests, fields, rows, streams
 from fm_jax.corpora.documents import Reader
+from fm_jax.corpora.fields import TextField
 from fm_jax.errors import UserError, reason, unknown
 
 NAME = re.compile(r"(?P<path>[^:@]+)(:(?P<subset>[^:@]+))?(@(?P<revision>[^:@]+))?")
@@ -24,7 +25,7 @@ class HuggingFace:
     """
 
     name: str
-    text_field: str
+    text_field: TextField
     cache: Path | None
 
     @property
@@ -55,6 +56,10 @@ class HuggingFace:
                 first += part.rows
         return parts
 
+    def told(self) -> dict:
+        """Return nothing: the files tell of labels themselves."""
+        return {}
+
     def _stored(self, name: str) -> list[rows.Part]:
         """Return where all rows of a split of the dataset stand."""
         dataset = self._loaded[name]
@@ -78,8 +83,10 @@ class HuggingFace:
     def _check_field(self, schema) -> None:
         import pyarrow as pa
 
-        if self.text_field not in schema.names:
-            raise unknown("data.text_field", self.text_field, schema.names)
+        place = "" if fields.is_one(self.text_field) else self.name
+        fields.refuse_unknown(self.text_field, schema.names, place)
+        if not fields.is_one(self.text_field):
+            return
         held = schema.field(self.text_field).type
         if not (pa.types.is_string(held) or pa.types.is_large_string(held)):
             raise UserError(
@@ -122,7 +129,7 @@ def make(
     split: str,
     eval_split: str,
     eval_fraction: float,
-    text_field: str,
+    text_field: TextField,
     cache: Path | None,
 ) -> rows.RowSource:
     """Return the source; nothing is loaded before it is asked for."""
@@ -141,18 +148,13 @@ def reader(spec: dict) -> Reader:
     field = spec["text_field"]
 
     def values(raw, path, start, stop, together) -> Iterator[object]:
-        import pyarrow as pa
-
         first = 0
-        for column in _batches(path, field):
-            last = first + len(column)
+        for batch in _batches(path, field):
+            last = first + batch.num_rows
             if last > start:
-                taken = column.slice(max(0, start - first), stop - max(first, start))
-                for n in range(0, len(taken), together):
-                    # As bytes: what is not UTF-8 is met as in other files.
-                    yield from (
-                        taken.slice(n, together).cast(pa.large_binary()).to_pylist()
-                    )
+                taken = batch.slice(max(0, start - first), stop - max(first, start))
+                for n in range(0, taken.num_rows, together):
+                    yield from _values(taken.slice(n, together), field)
             if last >= stop:
                 return
             first = last
@@ -173,29 +175,36 @@ def _library():
     return datasets
 
 
-def _counts(path: str, field: str) -> list[int]:
-    """Return the rows of an Arrow file and the bytes of a column; [] without it."""
+def _values(batch, field: TextField) -> list:
+    """Return what rows hold: text as bytes, several fields as dicts."""
+    if fields.is_one(field):
+        return arrow.values(batch.column(batch.schema.get_field_index(field)))
+    return arrow.rows(batch, fields.names(field), arrow.names_of(batch.schema))
+
+
+def _counts(path: str, field: TextField) -> list[int]:
+    """Return the rows of an Arrow file and the bytes of columns; [] without any."""
     count = size = 0
     try:
-        for column in _batches(path, field):
-            count += len(column)
-            size += column.nbytes
+        for batch in _batches(path, field):
+            count += batch.num_rows
+            size += batch.nbytes
     except (KeyError, streams.Damaged):
         return []
     return [count, size]
 
 
-def _batches(path: str, field: str) -> Iterator:
-    """Yield the arrays of a column; raises Damaged, KeyError without the column."""
+def _batches(path: str, field: TextField) -> Iterator:
+    """Yield batches of the columns; raises Damaged, KeyError without any of them."""
     import pyarrow as pa
 
     try:
         with pa.memory_map(path) as mapped, pa.ipc.open_stream(mapped) as stream:
-            if field not in stream.schema.names:
+            names = [n for n in fields.names(field) if n in stream.schema.names]
+            if not names:
                 raise KeyError(field)
-            index = stream.schema.get_field_index(field)
             for batch in stream:
-                yield batch.column(index)
+                yield batch.select(names)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # of the disk, not the file
             raise

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fm_jax.corpora import digests, documents, paths, streams
+from fm_jax.corpora import digests, documents, fields, paths, streams
 from fm_jax.corpora.documents import Piece, Reading
+from fm_jax.corpora.fields import TextField
 
 LINE_BYTES = 1 << 24  # of a line are always held, whatever a document may have
 BLOCK_BYTES = 1 << 20
@@ -60,7 +61,7 @@ def line_ends(path: str) -> list[tuple[int, int]]:
 
 
 def read(
-    raw, piece: Piece, reading: Reading, *, text_field: str
+    raw, piece: Piece, reading: Reading, *, text_field: TextField
 ) -> Iterator[tuple[int, str]]:
     """Yield the texts of lines by their numbers.
 
@@ -96,8 +97,8 @@ def read(
         reading.bad("empty file", piece, None, "no line in it")
 
 
-def _found(line, piece, number, offset, reading, text_field) -> str | None:
-    """Return the text that a line holds; None where it is bad and skipped."""
+def _found(line, piece, number, offset, reading, text_field) -> str | dict | None:
+    """Return the text or fields of a line; None where it is bad and skipped."""
     decoded = reading.decoded(line, piece, number, offset)
     if decoded is None:
         return None
@@ -108,9 +109,9 @@ def _found(line, piece, number, offset, reading, text_field) -> str | None:
     except (ValueError, RecursionError) as error:
         problem = str(error)
     else:
-        text = row.get(text_field) if isinstance(row, dict) else None
-        if isinstance(text, str):
-            return text
+        found = fields.taken(row, text_field)
+        if isinstance(found, str) or not fields.is_one(text_field):
+            return found
         problem = f"no text under {text_field!r}"
         reading.bad("missing text", piece, number, problem)
         return None

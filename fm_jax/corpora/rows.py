@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from fm_jax.corpora import digests, documents, paths, streams
+from fm_jax.corpora import digests, documents, fields, paths, streams
 from fm_jax.corpora.documents import Piece, Reader, Reading
+from fm_jax.corpora.fields import TextField
 from fm_jax.errors import reason
 
 BATCH_BYTES = 1 << 22
@@ -33,8 +34,9 @@ class Part:
         return Part(self.path, self.skip + start, rows, size)
 
 
-# Yields rows [start, stop) of an open file of this path, as str, bytes, None where
-# there is no text, or Damaged; the last number is how many to hold together.
+# Yields rows [start, stop) of an open file of this path, as str, bytes, a dict of
+# fields, None where there is no text, or Damaged; the last number is how many to hold
+# together.
 Values = Callable[[object, str, int, int, int], Iterator[object]]
 
 
@@ -102,6 +104,9 @@ class Dataset(Protocol):
         Raises UserError where there is no such split, or no such text in it.
         """
 
+    def told(self) -> dict:
+        """Return what else reading several fields follows from; JSON."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowSource:
@@ -116,7 +121,7 @@ class RowSource:
     dataset: Dataset
     splits: dict[str, str]
     eval_fraction: float
-    text_field: str
+    text_field: TextField
     cache: Path | None
     _found: dict = dataclasses.field(default_factory=dict, init=False, compare=False)
 
@@ -144,13 +149,18 @@ class RowSource:
             self.kind: self.dataset.shown,
             "split": self.splits[split],
             "files": self._rows(split).identity(),
-            "text_field": self.text_field,
+            **self._fields(),
         }
 
     def spec(self, split: str) -> dict:
         """Return what the kind's `reader` makes the reader from."""
         parts = self._rows(split).to_json()
-        return {"kind": self.kind, "parts": parts, "text_field": self.text_field}
+        return {"kind": self.kind, "parts": parts, **self._fields()}
+
+    def _fields(self) -> dict:
+        """Return which fields are read, and what else that follows from."""
+        told = {"text_field": fields.told(self.text_field)}
+        return told if fields.is_one(self.text_field) else told | self.dataset.told()
 
     def _rows(self, split: str) -> Rows:
         """Return a split's rows; their files are read when it is first asked for."""

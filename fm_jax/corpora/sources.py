@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from fm_jax.corpora import digests, files, formats, huggingface, tfds
+from fm_jax.corpora import digests, fields, files, formats, huggingface, tfds
 from fm_jax.corpora import documents as shared
 from fm_jax.corpora import synthetic as synthetic_text
 from fm_jax.corpora.documents import Piece, Reader, Reading, Source
+from fm_jax.corpora.fields import TextField
 from fm_jax.errors import UserError, unknown
 
 SPLITS = ("train", "eval")
@@ -27,7 +28,7 @@ class Files:
 
     files: dict[str, dict[str, str]]
     eval_fraction: float
-    text_field: str
+    text_field: TextField
     cache: Path | None
 
     @property
@@ -59,12 +60,12 @@ class Files:
             "split": split if self.eval_fraction else "all",
             "split_by": "blake2b of texts",
             "eval_fraction": self.eval_fraction,
-            "text_field": self.text_field,
+            "text_field": fields.told(self.text_field),
         }
 
     def spec(self, split: str) -> dict:
         """Return what `open_reader` makes the reader from."""
-        return {"kind": "files", "text_field": self.text_field}
+        return {"kind": "files", "text_field": fields.told(self.text_field)}
 
     @functools.cached_property
     def _known(self) -> dict[str, digests.Known]:
@@ -83,15 +84,16 @@ def make(
     tfds_dir: str,
     split: str,
     eval_split: str,
-    text_field: str,
+    text_field: TextField,
     synthetic: dict,
     cache: Path | None,
 ) -> Source:
     """Return the source that the data section of a config describes.
 
-    synthetic: the fields of that section, for the source of this name. cache: where
-    digests of files are kept. Raises UserError on files that are not there, or an
-    unknown source; a ready store is opened, not made.
+    text_field: the name of the text; or several, of which the JSON object of those that
+    a row has is its text. synthetic: the fields of that section, for the source of this
+    name. cache: where digests of files are kept. Raises UserError on files that are not
+    there, or an unknown source; a ready store is opened, not made.
     """
     splits = {"name": name, "split": split, "eval_split": eval_split}
     options = {"text_field": text_field, "cache": cache, "eval_fraction": eval_fraction}
@@ -114,6 +116,11 @@ def make(
         raise UserError(
             "data.eval_fraction must be between 0 and 1 when documents are split by a "
             f"hash of their text; got {eval_fraction}."
+        )
+    if source == "synthetic" and not fields.is_one(text_field):
+        raise UserError(
+            "data.source of examples must be one of text, tfds and hf; got synthetic, "
+            "whose documents have no fields. fm data toy makes examples."
         )
     return makers[source]()
 

@@ -49,6 +49,33 @@ class Array:
         self._hash.update(raw)
 
 
+class Growing:
+    """An .npy of one dimension that is written part by part."""
+
+    def __init__(self, file: Path, dtype: str):
+        self.stream = open(file, "wb")  # noqa: SIM115
+        self.dtype, self.count = np.dtype(dtype), 0
+        self._begin()
+
+    def append(self, array: np.ndarray) -> None:
+        self.stream.write(array.astype(self.dtype).data)
+        self.count += len(array)
+
+    def finish(self) -> None:
+        start = self.start
+        self.stream.seek(0)
+        self._begin()
+        assert self.start == start  # the format leaves room for a count that grows
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+
+    def _begin(self) -> None:
+        header = {"descr": self.dtype.str, "fortran_order": False}
+        header["shape"] = (self.count,)
+        np.lib.format.write_array_header_1_0(self.stream, header)
+        self.start = self.stream.tell()
+
+
 def digest(raw: bytes):
     """Return the digest of a store's file that begins with these bytes."""
     return hashlib.blake2b(raw, digest_size=DIGEST_BYTES)

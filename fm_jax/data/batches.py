@@ -86,6 +86,10 @@ class Batches(Sequence):
                 here = components == component
                 part = self.windows[component].rows(chosen[here])
                 for name, array in part.items():
+                    if name not in batch:  # what examples have beside text
+                        batch[name] = np.zeros(
+                            (len(chosen), *array.shape[1:]), array.dtype
+                        )
                     batch[name][here] = array
         size = len(self.rows)
         parts = [slice(k * size, (k + 1) * size) for k in range(last - first)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fm_jax import caches
+from fm_jax.data.arrays import Growing
 from fm_jax.data.store import TokenStore
 from fm_jax.errors import UserError
 
@@ -190,7 +191,7 @@ def _write(path: Path, parts: Iterator[tuple]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as made:
         building = Path(made) / "plan"
         building.mkdir()
-        files = {name: _Growing(building / f"{name}.npy", ARRAYS[name])
+        files = {name: Growing(building / f"{name}.npy", ARRAYS[name])
                  for name in ARRAYS}  # fmt: skip
         try:
             total = 0
@@ -210,33 +211,6 @@ def _write(path: Path, parts: Iterator[tuple]) -> None:
         except OSError:
             if not path.exists():  # else another process was first
                 raise
-
-
-class _Growing:
-    """An .npy of one dimension that is written part by part."""
-
-    def __init__(self, file: Path, dtype: str):
-        self.stream = open(file, "wb")  # noqa: SIM115
-        self.dtype, self.count = np.dtype(dtype), 0
-        self._begin()
-
-    def append(self, array: np.ndarray) -> None:
-        self.stream.write(array.astype(self.dtype).data)
-        self.count += len(array)
-
-    def finish(self) -> None:
-        start = self.start
-        self.stream.seek(0)
-        self._begin()
-        assert self.start == start  # the format leaves room for a count that grows
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-
-    def _begin(self) -> None:
-        header = {"descr": self.dtype.str, "fortran_order": False}
-        header["shape"] = (self.count,)
-        np.lib.format.write_array_header_1_0(self.stream, header)
-        self.start = self.stream.tell()
 
 
 def _open(path: Path, *, num_targets: int) -> Plan:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 LN2 = math.log(2)
+# Sums with a meaning of their own; the others are metrics when divided by `weight`.
+SUMS = ("nll", "weight", "correct", "bytes")
 # Below the best possible loss by chance: of one Markov chain's text a gain of this many
 # nats has a probability of at most exp(-20), whatever the model. Of an hmm or several
 # chains that holds of one row alone: the rows of a long document are alike.
@@ -23,8 +25,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Return metrics of `params` over batches that are already on the mesh.
 
-    eval_step(params, batch) gives sums `nll` (nats), `weight`, `correct`, `bytes`. Sums
-    are added in float64 and divided once. loss is in nats per token. loss_se is its
+    eval_step(params, batch) gives sums `nll` (nats), `weight`, `correct` and, of text,
+    `bytes`; without any bytes there is no bits_per_byte. Any other sum, as `margin` of
+    preferences, becomes a metric of its name when it is divided by `weight`. Sums are
+    added in float64 and divided once. loss is in nats per token, or per whatever
+    `weight` counts, and `tokens` is how many of these there are. loss_se is its
     standard error as an estimate of the loss on all such text, batches taken as
     clusters; it says nothing of other seeds of training.
 
@@ -33,8 +38,9 @@ def evaluate(
     own `excess_se`. Standard errors are left out where only one batch has weight.
 
     names: of the components of a mixture. Of several, eval_step gives `component_nll`,
-    `component_weight` and `component_bytes`, `[K]`, and there are loss, bits_per_byte
-    and tokens of each that has a token: `loss/wiki`.
+    `component_weight`, `component_correct` and, of text, `component_bytes`, `[K]`, and
+    there are loss, accuracy, tokens and bits_per_byte of each that has a token:
+    `loss/wiki`.
     """
     rows = []
     for batch in batches:
@@ -44,10 +50,14 @@ def evaluate(
     nll, weight = sums["nll"], sums["weight"]
     found = {
         "loss": nll.sum() / weight.sum(),
-        "bits_per_byte": nll.sum() / LN2 / sums["bytes"].sum(),
         "accuracy": sums["correct"].sum() / weight.sum(),
         "tokens": weight.sum(),
     }
+    if (size := np.sum(sums.get("bytes", 0))) > 0:
+        found["bits_per_byte"] = nll.sum() / LN2 / size
+    for name, value in sums.items():
+        if name not in SUMS and not name.startswith("component_"):
+            found[name] = value.sum() / weight.sum()
     clustered = {"loss_se": nll}
     if bayes is not None:
         excess = np.subtract(nll, bayes)
@@ -85,16 +95,16 @@ def below_bayes(metrics: dict[str, float]) -> str:
 
 
 def _by_component(sums: dict[str, np.ndarray], names: Sequence[str]) -> dict:
-    nll, weight, size = (
-        sums[f"component_{name}"].sum(axis=0) for name in ("nll", "weight", "bytes")
-    )
+    of = {n: sums[f"component_{n}"].sum(axis=0) for n in ("nll", "weight", "correct")}
+    size = np.sum(sums.get("component_bytes", np.zeros((1, len(names)))), axis=0)
     found = {}
     for k, name in enumerate(names):
-        if weight[k]:
-            found[f"loss/{name}"] = nll[k] / weight[k]
-            found[f"tokens/{name}"] = weight[k]
+        if of["weight"][k]:
+            found[f"loss/{name}"] = of["nll"][k] / of["weight"][k]
+            found[f"accuracy/{name}"] = of["correct"][k] / of["weight"][k]
+            found[f"tokens/{name}"] = of["weight"][k]
         if size[k]:
-            found[f"bits_per_byte/{name}"] = nll[k] / LN2 / size[k]
+            found[f"bits_per_byte/{name}"] = of["nll"][k] / LN2 / size[k]
     return found
 
 

@@ -7,12 +7,13 @@ are the head too, norms, biases and routers stay as they are.
 
 import functools
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fm_jax import trees
+from fm_jax import products, trees
+from fm_jax.products import Eight
 
 # Of a kernel's dims those that are summed over. First match wins; other leaves stay.
 SUMMED = (
@@ -25,24 +26,41 @@ SUMMED = (
 MOST = 127  # -128 is not used: it has no opposite
 
 
-class Eight(NamedTuple):
-    """A weight in eight bits: `whole` int8 times `scale`, which broadcasts to it."""
-
-    whole: jax.Array
-    scale: jax.Array
-
-
 @functools.partial(jax.jit, static_argnums=0, static_argnames="int8")
 def prepared(model: Any, params: dict, *, int8: bool) -> dict:
-    """Return params as `restored` takes them: unstacked, in the dtype of products."""
+    """Return params as `restored` takes them: unstacked, in the dtypes of their use."""
 
     def prepare(path, leaf):
-        summed = _summed(trees.path_name(path))
-        if summed is None:
-            return leaf
-        return quantised(leaf, summed) if int8 else leaf.astype(model.config.dtype)
+        name = trees.path_name(path)
+        summed = summed_dims(name)
+        if int8 and summed is not None:
+            return quantised(leaf, summed)
+        return leaf.astype(used_dtype(model.config, name))
 
     return jax.tree_util.tree_map_with_path(prepare, model.unstack(params))
+
+
+def used_dtype(config: Any, path: str) -> jnp.dtype:
+    """Return the dtype that the model rounds a parameter to in all its uses.
+
+    Held in it, the model's numbers stay the same to the bit.
+    """
+    used = {jnp.dtype(jnp.float32)}
+    if summed_dims(path) is not None:
+        used = {jnp.dtype(config.dtype)}
+    elif re.search(r"^(position_)?embedding$", path):
+        used = {jnp.dtype(config.residual_dtype)}
+        if path == "embedding" and config.tied_embeddings:
+            used.add(jnp.dtype(config.dtype))
+    return used.pop() if len(used) == 1 else jnp.dtype(jnp.float32)
+
+
+def summed_dims(path: str) -> tuple[int, ...] | None:
+    """Return which dims of an unstacked parameter its product sums over.
+
+    None for what is no product's, or a product in float32.
+    """
+    return next((dims for rule, dims in SUMMED if re.search(rule, path)), None)
 
 
 def quantised(weight: jax.Array, summed: tuple[int, ...]) -> Eight:
@@ -58,12 +76,7 @@ def quantised(weight: jax.Array, summed: tuple[int, ...]) -> Eight:
 def restored(params: dict) -> dict:
     """Return params as the model takes them."""
 
-    def restore(leaf):
-        if not isinstance(leaf, Eight):
-            return leaf
-        return leaf.whole.astype(jnp.float32) * leaf.scale
-
-    return jax.tree.map(restore, params, is_leaf=lambda x: isinstance(x, Eight))
+    return jax.tree.map(products.whole, params, is_leaf=is_eight)
 
 
 def restored_with(params: dict, other: jax.Array) -> tuple[dict, jax.Array]:
@@ -72,8 +85,7 @@ def restored_with(params: dict, other: jax.Array) -> tuple[dict, jax.Array]:
     In a loop an array of each turn: else the compiler would make all weights whole
     before it, and keep them so.
     """
-    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Eight))
-    if any(isinstance(leaf, Eight) for leaf in leaves):
+    if any(map(is_eight, jax.tree.leaves(params, is_leaf=is_eight))):
         params, other = jax.lax.optimization_barrier((params, other))
     return restored(params), other
 
@@ -83,5 +95,6 @@ def num_bytes(params: dict) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
-def _summed(path: str) -> tuple[int, ...] | None:
-    return next((dims for rule, dims in SUMMED if re.search(rule, path)), None)
+def is_eight(leaf: Any) -> bool:
+    """Return whether a leaf is a weight in eight bits."""
+    return isinstance(leaf, Eight)

@@ -97,7 +97,10 @@ def weights(
     probability. Ids as likely as the last one kept stay too.
     """
     most_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
-    shares_BV = jnp.exp(logits_BV - most_B1)  # the likeliest's is 1
+    # The likeliest's is 1, even where the compiler divides by the temperature and
+    # subtracts at once, without rounding between the two.
+    is_most_BV = logits_BV >= most_B1
+    shares_BV = jnp.where(is_most_BV, 1.0, jnp.exp(logits_BV - most_B1))
 
     def among_k(shares_BV):
         bits_BV = _ordered_bits(logits_BV)

@@ -1,13 +1,19 @@
 """A run of ours becomes a checkpoint folder of theirs."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from fm_jax import checkpoints, configfile
+import jax
+import numpy as np
+
+from fm_jax import checkpoints, configfile, trees
 from fm_jax import config as configs
 from fm_jax.checkpoints import Checkpoints
 from fm_jax.errors import UserError, unknown
+from fm_jax.finetune import weights
+from fm_jax.finetune.answers import Answers
 from fm_jax.hf import (
     carried,
     convert,
@@ -22,10 +28,11 @@ from fm_jax.hf import (
 from fm_jax.hf import verify as verifying
 from fm_jax.hf.carried import Origin
 from fm_jax.hf.family import Family
-from fm_jax.hf.pieces import Reader
+from fm_jax.hf.pieces import Held, Reader
 from fm_jax.models.config import ModelConfig
 from fm_jax.runs import Run
 from fm_jax.tokenizers import load as tokenizers
+from fm_jax.tokenizers import template
 from fm_jax.tokenizers.protocol import Tokenizer
 
 KINDS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -68,7 +75,8 @@ class Chosen:
     """One step of a run, which part of it is evaluated, and what it is written as.
 
     origin: None where the run was trained here, or goes to another family than it came
-    from.
+    from. is_part: whether its checkpoint holds only what trained. has_trained: whether
+    the weights are others than those that came.
     """
 
     run: Run
@@ -78,13 +86,16 @@ class Chosen:
     part: str
     family: Family
     origin: Origin | None
+    is_part: bool
+    has_trained: bool
 
 
 def choose(path: Path, *, step: str, family: str) -> Chosen:
     """Return what of a run is to be exported; reads no weight.
 
     step: as `fm generate` takes it. family: "" for the run's own, else the first that
-    can hold its model. Raises UserError when there is no such run, step or family.
+    can hold its model. Raises UserError when there is no such run, step or family, and
+    where the run's answers are not text.
     """
     if family and family not in families.FAMILIES:
         raise unknown("--family", family, families.FAMILIES)
@@ -93,6 +104,14 @@ def choose(path: Path, *, step: str, family: str) -> Chosen:
     if not run.checkpoints.is_dir():
         raise UserError(f"a run must have a checkpoint to read; got none in {path}.")
     config = configs.check(record["config"])
+    answers = Answers.from_record(record)
+    if answers.labels and not answers.label_ids:
+        raise UserError(
+            f"a run must answer by its vocabulary to be exported; got {path}, whose "
+            f"{len(answers.labels)} labels have a head of their own, for which a "
+            "language model has no place. Train with data.label_words, or export the "
+            "run that it began from."
+        )
     size = record["resolved"]["model"]["vocab_size"]
     model = dataclasses.replace(config.model, vocab_size=size)
     saved = Checkpoints(run.checkpoints)
@@ -115,8 +134,17 @@ def choose(path: Path, *, step: str, family: str) -> Chosen:
         end_token=config.data.end_token,
         end_id=record["data"].get("end_id", -1),  # older records have none
     )
-    part = "ema" if record["config"]["train"]["ema_decay"] else "params"
-    return Chosen(run, model, tokenizer, chosen, part, found, origin)
+    return Chosen(
+        run=run,
+        model=model,
+        tokenizer=tokenizer,
+        step=chosen,
+        part="ema" if record["config"]["train"]["ema_decay"] else "params",
+        family=found,
+        origin=origin,
+        is_part=weights.has_frozen(weights.tuning_of(config, record)),
+        has_trained=chosen > 0 or record["resolved"]["init"] is not None,
+    )
 
 
 def write(
@@ -139,11 +167,14 @@ def write(
     max_bytes = shards.size(max_shard_size)
     entries = mapping.entries(chosen.family, chosen.model)
     names, kinds = _names(chosen, list(entries), dtype)
+    if chosen.has_trained and not dtype and (lossy := {*kinds.values()} - {"F32"}):
+        said = ", ".join(name for name, kind in KINDS.items() if kind in lossy)
+        say(f"Rounded to {said}, as its tensors came; --dtype=float32 keeps all bits")
     files = shards.plan(convert.planned(entries, names, kinds), max_bytes)
     with whole.made(out) as folder:
         staged = folder / ".staged"
         staged.mkdir()
-        reader = Reader(chosen.run.checkpoints, chosen.step, chosen.part, beside=staged)
+        reader = _reader(chosen, beside=staged)
         convert.check_shapes(reader, chosen.model)
         convert.check_own(reader, chosen.model)
         array = convert.array_of(reader, entries, names)
@@ -152,6 +183,15 @@ def write(
         staged.rmdir()
         _write_beside(chosen, folder, dtype)
         then(folder)
+
+
+def _reader(chosen: Chosen, *, beside: Path) -> Reader | Held:
+    """Return what reads the weights: piece by piece, or merged in memory."""
+    if not chosen.is_part:
+        return Reader(chosen.run.checkpoints, chosen.step, chosen.part, beside=beside)
+    params = weights.read(chosen.run.path, chosen.step)
+    leaves = trees.leaves_by_path(params)
+    return Held({path: np.asarray(leaf) for path, leaf in leaves.items()})
 
 
 def _own_family(origin: Origin, model: ModelConfig) -> Family:
@@ -181,7 +221,17 @@ def _names(
 
 
 def _write_beside(chosen: Chosen, folder: Path, dtype: str) -> None:
-    """Write config.json and the tokenizer's files; those that came go back as is."""
+    """Write config.json and the tokenizer's files; those that came go back as is.
+
+    But for the chat template that a run was tuned with.
+    """
+    _write_named(chosen, folder, dtype)
+    own = chosen.run.path / template.FILE
+    if own.is_file():
+        shutil.copyfile(own, folder / template.FILE)
+
+
+def _write_named(chosen: Chosen, folder: Path, dtype: str) -> None:
     if chosen.origin:
         carried.copy(chosen.origin.folder, folder)
         if dtype:
@@ -205,18 +255,7 @@ def _verified(chosen: Chosen, folder: Path, dtype: str) -> dict[str, dict[str, f
 
     Our weights are rounded as those that were written.
     """
-    import jax
-
-    from fm_jax.models import zoo
-
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        zoo.build(chosen.model).abstract,
-    )
-    saved = Checkpoints(chosen.run.checkpoints)
-    params = saved.restore(chosen.step, {chosen.part: abstract})[chosen.part]
-    saved.close()
+    params = weights.read(chosen.run.path, chosen.step)
     if dtype:
         params = jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), params)
     _, text = vocabulary.sample(chosen.tokenizer)

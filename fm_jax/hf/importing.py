@@ -2,19 +2,17 @@
 
 import dataclasses
 import datetime
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from fm_jax import config as configs
 from fm_jax import configfile, machine
 from fm_jax.errors import UserError
-from fm_jax.hf import carried, convert, families, mapping, tensors, vocabulary, whole
+from fm_jax.hf import carried, convert, described, mapping, tensors, whole
 from fm_jax.hf.carried import Origin
+from fm_jax.hf.described import Described
 from fm_jax.models import counts
 from fm_jax.runs import Run
-from fm_jax.tokenizers.jsonfile import JsonTokenizer
-from fm_jax.tokenizers.protocol import Tokenizer
 
 STEP = 0  # of the weights: no step of ours has been taken
 
@@ -34,10 +32,9 @@ def bring(
     nothing is left of it.
     """
     found = tensors.open_folder(folder)
-    theirs = carried.read_json(folder / carried.CONFIG)
-    family, fields = families.read(theirs)
-    text = carried.tokenizer_of(folder, tokenizer, theirs)
-    raw = _raw(fields, text, tokenizer, out)
+    said = described.read(folder, tokenizer)
+    theirs, family, text = said.theirs, said.family, said.tokenizer
+    raw = _raw(said, tokenizer, out)
     model = configs.check(raw).model
     if model.vocab_size < text.vocab_size:
         raise UserError(
@@ -65,31 +62,20 @@ def bring(
     return Run(out)
 
 
-def _raw(fields: dict, text: Tokenizer, given: str, out: Path) -> dict:
+def _raw(said: Described, given: str, out: Path) -> dict:
     """Return every key of the run's config: the base's, but for model and tokenizer.
 
     With it a run can be trained that begins from this one.
     """
     raw = configfile.load_base()
-    raw["model"] |= fields
+    raw["model"] = said.model()
     raw["train"]["steps"] = 1  # a duration must be set; nothing is trained here
-    is_bytes = given == "bytes"
-    raw["data"]["tokenizer"] = "bytes" if is_bytes else str(_tokenizer_path(out))
-    raw["data"]["end_token"] = "" if is_bytes else _end_token(text)
+    file = str(out.absolute() / "tokenizer.json")
+    raw["data"]["tokenizer"] = "bytes" if given == "bytes" else file
+    raw["data"]["end_token"] = said.end_token
     length = raw["model"]["max_length"]
     raw["data"]["max_length"] = min(raw["data"]["max_length"], length)
     return raw
-
-
-def _tokenizer_path(out: Path) -> Path:
-    return out.absolute() / "tokenizer.json"
-
-
-def _end_token(tokenizer: Tokenizer) -> str:
-    """Return what ends a document as text, "" where the tokenizer's file says so."""
-    if not isinstance(tokenizer, JsonTokenizer):
-        return ""
-    return vocabulary.token(json.loads(tokenizer.to_json()), tokenizer.end_id)
 
 
 def _record(raw, model, text, folder: Path, theirs: dict, out: Path, command) -> dict:

@@ -121,15 +121,7 @@ class Reader:
         shape = tuple(array.shape)[len(index) :]
         piece = np.empty(shape, dtype)
         for rows in _blocks(shape, _chunk(shape, 0)):
-            block = fetch((*index, *rows))
-            with np.errstate(over="ignore"):
-                piece[rows] = block
-            if (np.isinf(piece[rows]) & np.isfinite(block)).any():
-                largest = np.abs(block[np.isfinite(block)]).max()
-                raise UserError(
-                    f"{name} must fit {piece.dtype.name}; got values up to "
-                    f"{largest:g}. Choose another --dtype."
-                )
+            _put(name, fetch((*index, *rows)), piece, rows)
         return piece
 
     def close(self) -> None:
@@ -173,6 +165,41 @@ class Reader:
                 f"a checkpoint must have the model's parameters; got no {name} in "
                 f"{self._folder}."
             ) from error
+
+
+class Held:
+    """Parameters in memory, float32, by path: read as a Reader's are."""
+
+    def __init__(self, leaves: dict[str, np.ndarray]):
+        self._leaves = leaves
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a parameter's shape."""
+        return self._leaves[name].shape
+
+    def read(self, name: str, index: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Return the piece at `index` of a parameter, rounded to `dtype`."""
+        whole = self._leaves[name][index]
+        piece = np.empty(whole.shape, dtype)
+        for rows in _blocks(piece.shape, _chunk(piece.shape, 0)):
+            _put(name, whole[rows], piece, rows)
+        return piece
+
+    def close(self) -> None:
+        """Let the parameters go."""
+        self._leaves = {}
+
+
+def _put(name: str, block: np.ndarray, piece: np.ndarray, rows: tuple) -> None:
+    """Write rows of a piece, rounded. Raises UserError where they do not fit."""
+    with np.errstate(over="ignore"):
+        piece[rows] = block
+    if (np.isinf(piece[rows]) & np.isfinite(block)).any():
+        largest = np.abs(block[np.isfinite(block)]).max()
+        raise UserError(
+            f"{name} must fit {piece.dtype.name}; got values up to "
+            f"{largest:g}. Choose another --dtype."
+        )
 
 
 def _spec(folder: Path, name: str) -> dict:

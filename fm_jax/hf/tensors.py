@@ -180,8 +180,8 @@ def _nothing(folder: Path) -> UserError:
         )
     if (folder / "adapter_config.json").exists():
         return UserError(
-            f"a checkpoint must hold whole weights; got an adapter in {folder}. Merge "
-            "it into its base model first."
+            f"a checkpoint must hold whole weights; got an adapter in {folder}. Import "
+            "its base first, then the adapter: fm import --base=RUN."
         )
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     got = f"only {listed(others)}" if others else "neither"

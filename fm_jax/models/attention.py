@@ -6,13 +6,39 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from fm_jax.models import flash, ring
+from fm_jax.models import flash, fused, ring
 from fm_jax.models.attend import Labels, attend, attend_cached, num_chunks
 from fm_jax.models.cache import LayerCache
 from fm_jax.models.config import ModelConfig
 from fm_jax.models.layers import Linear, Norm
 from fm_jax.models.positions import alibi_keys, alibi_queries, rotate
-from fm_jax.sharding import num_pieces
+from fm_jax.sharding import device, num_pieces
+
+
+def way(config: ModelConfig, *, rows: int, length: int, on: dict | None = None) -> str:
+    """Return how attention over `rows` of `length` tokens is done here.
+
+    By what is known when a program is traced: `ring` over pieces of rows, a fused
+    kernel by its name (see fused.choose), `chunks` of queries and keys, which hold no
+    whole scores, or `blocks` of queries. on: what fused.device_of says of a device, by
+    default of those that are traced for.
+    """
+    if num_pieces() > 1:
+        return "ring"
+    kernel = fused.choose(
+        **(on or fused.device_of(device())),
+        dtype=config.dtype,
+        length=length,
+        head_dim=config.head_dim,
+        is_alibi=config.positions == "alibi",
+        softcap=config.attention_softcap,
+        has_sinks=config.attention_sinks,
+    )
+    if kernel and fused.is_cut_evenly(rows):
+        return kernel
+    if config.remat != "none" and num_chunks(length) > 1:
+        return "chunks"
+    return "blocks"
 
 
 class Attention(nnx.Module):
@@ -57,7 +83,8 @@ class Attention(nnx.Module):
         self.scale = config.attention_scale or 1 / math.sqrt(head_dim)
         self.softcap = config.attention_softcap
         self.dtype = jnp.dtype(config.dtype)
-        self.recompute = config.remat != "none"
+        self.windows = tuple(sorted(set(config.windows())))
+        self.config = config
 
     def __call__(self, x_BTD, *, angles, labels: Labels, window):
         """Return the output and the keys and values that a cache would keep.
@@ -71,14 +98,17 @@ class Attention(nnx.Module):
             k_BTKH = alibi_keys(k_BTKH, labels.positions[:, :, None])
         arrays = (q_BTNH, k_BTKH, v_BTKH, labels)
         how = {"sinks": self._sinks(), "softcap": self.softcap, "dtype": self.dtype}
-        if num_pieces() > 1:
+        rows, length = x_BTD.shape[:2]
+        chosen = way(self.config, rows=rows, length=length)
+        if chosen == "ring":
             out_BTNH = ring.attend(*arrays, window, num_pieces=num_pieces(), **how)
-        elif self.recompute and num_chunks(x_BTD.shape[1]) > 1:
+        elif chosen == "chunks":
             out_BTNH = flash.attend(*arrays, window, **how)
-        else:
+        elif chosen == "blocks":
             out_BTNH = attend(*arrays, window, **how)
-            # Chunk by chunk it has that name already.
-            out_BTNH = checkpoint_name(out_BTNH.astype(x_BTD.dtype), "mixed")
+        else:
+            how |= {"kernel": chosen, "windows": self.windows}
+            out_BTNH = fused.attend(*arrays, window, **how).astype(x_BTD.dtype)
         return self.out(out_BTNH), kept
 
     def cached(self, x_B1D, *, angles, query: Labels, keys: Labels, cache: LayerCache):

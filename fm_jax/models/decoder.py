@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -149,19 +150,21 @@ class Decoder(nnx.Module):
             longest = jnp.max(positions_BT) + 1
         return rope_angles(self.config, positions_BT, longest)
 
-    def hidden(self, tokens_BT, positions_BT, segment_ids_BT):
+    def hidden(self, tokens_BT, positions_BT, segment_ids_BT, stacks=()):
         """Return the normalised last hidden states [B, T, D] and the layers' numbers.
 
         positions count from 0 in each document; segment ids keep documents apart, 0 is
         padding. Numbers are what MoE says of its load, stacked [L, ...]; else {}.
+        stacks: in place of the blocks, several stacks of them, scanned one after the
+        other: what is frozen below what trains then has no backward pass.
         """
         config = self.config
         labels = Labels(positions_BT, segment_ids_BT)
         x_BTD = self.embed(tokens_BT, positions_BT)
         everywhere, local = self.angles(positions_BT)
         is_windowed = any(config.windows())
-        windows_L = jnp.array([w or SEE_ALL for w in config.windows()], jnp.int32)
-        is_local_L = jnp.array(config.is_local())
+        windows_L = np.array([w or SEE_ALL for w in config.windows()], np.int32)
+        is_local_L = np.array(config.is_local())
 
         def body(x_BTD, layer):
             block, window, is_local = layer
@@ -178,8 +181,15 @@ class Decoder(nnx.Module):
             return x_BTD, numbers
 
         body = _remat(body, config.remat, config.remat_names)
-        layers = (self.blocks, windows_L, is_local_L)
-        x_BTD, numbers = jax.lax.scan(body, x_BTD, layers)
+        first, every = 0, []
+        for blocks in stacks or (self.blocks,):
+            of = slice(first, first + len(jax.tree.leaves(blocks)[0]))
+            layers = (blocks, jnp.array(windows_L[of]), jnp.array(is_local_L[of]))
+            x_BTD, numbers = jax.lax.scan(body, x_BTD, layers)
+            every.append(numbers)
+            first = of.stop
+        if len(every) > 1:
+            numbers = jax.tree.map(lambda *parts: jnp.concatenate(parts), *every)
         return self.final_norm(x_BTD), numbers
 
     def head_table(self):

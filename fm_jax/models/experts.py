@@ -17,7 +17,7 @@ from fm_jax.models import grouped
 from fm_jax.models.config import ModelConfig
 from fm_jax.models.layers import ACTIVATIONS, GATED_ACTIVATIONS
 from fm_jax.models.routing import Routes, group_size, num_slots
-from fm_jax.products import matmul
+from fm_jax.products import Eight, matmul, whole
 from fm_jax.sharding import cut_over, num_parts, per_device
 
 AXES = {
@@ -65,7 +65,7 @@ class Experts(nnx.Module):
             layers["gate"] = self.gate
         kinds = ("kernel", "bias") if self.config.has_bias("mlp") else ("kernel",)
         keys = [(name, kind) for name in layers for kind in kinds]
-        weights = [getattr(layers[name], kind)[...] for name, kind in keys]
+        weights = [getattr(layers[name], kind).get_value() for name, kind in keys]
         routed = [x for x in routes if x is not None]
         is_by_rows = num_parts(len(x_BTD)) > 1
         cut = _cut(is_by_rows=is_by_rows)
@@ -79,6 +79,7 @@ class Experts(nnx.Module):
 
         if not cut.is_cut:
             return do(x_BTD, *routed, *weights)[0]
+        weights = list(map(whole, weights))
         batch = ("batch" if is_by_rows else None, None, None)
         axes = [AXES[name][kind] for name, kind in keys]
         in_axes = (batch, *[batch] * len(routed), *axes)
@@ -120,7 +121,8 @@ def _cut(*, is_by_rows: bool) -> _Cut:
 def _mixed(x_BTD, routes, weights, config, cut):
     """Return one device's part of the sum, of the rows that it has."""
     first = 0
-    held = len(weights["up"]["kernel"])
+    kernel = weights["up"]["kernel"]
+    held = len(kernel.whole if isinstance(kernel, Eight) else kernel)
     if cut.experts:
         first = jax.lax.axis_index(cut.experts) * held
     how = {"config": config, "cut": cut}

@@ -15,7 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fm_jax.products import matmul
+from fm_jax.products import Eight, matmul, whole
 
 MOST_ROWS = {"cpu": 128, "other": 512}  # of a block; larger ones waste more
 
@@ -23,7 +23,7 @@ MOST_ROWS = {"cpu": 128, "other": 512}  # of a block; larger ones waste more
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def product(
     a_MK: jax.Array,
-    b_GKN: jax.Array,
+    b_GKN: jax.Array | Eight,
     sizes_G: jax.Array | None,
     dtype: jnp.dtype,
     cut: tuple[tuple[str, ...], ...] = ((), ()),
@@ -34,7 +34,7 @@ def product(
     Operands are rounded to `dtype`, in the backward pass too. cut: the mesh axes over
     which the matrices' dims K and N are cut and shall be fetched, within
     `sharding.per_device`: rounded, and again for the backward pass, whose gradient goes
-    back as sums in float32, cut the same way.
+    back as sums in float32, cut the same way. Matrices in eight bits have no gradient.
     """
     return _times(a_MK, _fetched(b_GKN, dtype, cut), sizes_G, dtype, is_turned=False)
 
@@ -47,6 +47,8 @@ def _backward(dtype, cut, kept, d_MN):
     a_MK, b_GKN, sizes_G = kept
     whole_GKN = _fetched(b_GKN, dtype, cut)
     d_a_MK = _times(d_MN, whole_GKN, sizes_G, dtype, is_turned=True)
+    if isinstance(b_GKN, Eight):
+        return d_a_MK.astype(a_MK.dtype), None, None
     d_b_GKN = _outer_products(a_MK, d_MN, sizes_G, dtype, len(b_GKN))
     for dim, axes in enumerate(cut, start=1):
         if axes:
@@ -60,6 +62,7 @@ product.defvjp(_forward, _backward)
 
 
 def _fetched(b_GKN, dtype, cut):
+    b_GKN = whole(b_GKN)
     for dim, axes in enumerate(cut, start=1):
         if axes:
             b_GKN = jax.lax.all_gather(b_GKN.astype(dtype), axes, axis=dim, tiled=True)

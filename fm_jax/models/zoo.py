@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fm_jax.models import cache as caches
+from fm_jax.models import draws
 from fm_jax.models.attend import Labels
 from fm_jax.models.cache import Cache
 from fm_jax.models.config import ModelConfig
@@ -60,13 +61,19 @@ def build(config: ModelConfig) -> Model:
 
     rng = jax.eval_shape(lambda: jax.random.key(0))
     graph, state = nnx.split(nnx.eval_shape(make, rng), nnx.Param)
+    stack_graph = nnx.split(nnx.eval_shape(make, rng).blocks, nnx.Param)[0]
     block_graph = nnx.split(nnx.eval_shape(make_block, rng), nnx.Param)[0]
 
     def init(rng):
-        return nnx.to_pure_dict(nnx.state(make(rng), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(make(draws.straight(rng)), nnx.Param))
 
     def hidden(params, tokens, positions, segment_ids):
-        return nnx.merge(graph, params).hidden(tokens, positions, segment_ids)
+        stacks = params["blocks"]
+        if isinstance(stacks, dict):
+            return nnx.merge(graph, params).hidden(tokens, positions, segment_ids)
+        decoder = nnx.merge(graph, params | {"blocks": stacks[0]})
+        stacks = [nnx.merge(stack_graph, stack) for stack in stacks]
+        return decoder.hidden(tokens, positions, segment_ids, stacks)
 
     def unstack(params):
         def layer(number):
@@ -122,6 +129,9 @@ def build(config: ModelConfig) -> Model:
         x_BD = decoder.final_norm(x_B1D[:, 0])
         return x_BD, Cache(tuple(layers), lengths_B, cache.capacity)
 
+    def head(params):
+        return params["embedding" if config.tied_embeddings else "head"]
+
     def head_bias(params):
         return params["head_bias"] if config.has_bias("head") else None
 
@@ -129,7 +139,7 @@ def build(config: ModelConfig) -> Model:
         config=config,
         init=init,
         hidden=hidden,
-        head=lambda params: nnx.merge(graph, params).head_table(),
+        head=head,
         head_bias=head_bias,
         logits=lambda params, x: opened(params)[0].logits(x),
         unstack=unstack,

@@ -174,7 +174,7 @@ def record(plan: Plan, *, mfu: float) -> dict[str, Any]:
     params = counts.params(config.model)
     devices = len(machine.devices)
     exact = parts.tokens_per_step * parts.flops_per_token
-    state = checkpoints.size_bytes(parts.abstract)
+    state = checkpoints.size_bytes(parts.state_parts(parts.abstract))
     on_device = estimates.device_bytes(parts.abstract)
     found: dict[str, Any] = {
         "machine": machine.name,
@@ -187,6 +187,7 @@ def record(plan: Plan, *, mfu: float) -> dict[str, Any]:
         "length": config.data.max_length,
         "micro_batches": config.train.accumulation,
         "remat": config.model.remat,
+        "attention": _attention(plan),
         "tokens": tokens,
         "epochs": tokens / plan.corpus_tokens if plan.corpus_tokens else None,
         "flops_per_step": {
@@ -226,6 +227,18 @@ def record(plan: Plan, *, mfu: float) -> dict[str, Any]:
                 "network_seconds": plan.estimate.network_seconds,
             }
     return found
+
+
+def _attention(plan: Plan) -> dict[str, str]:
+    """Return how attention is done in the `compiled` step, and on the machine `there`.
+
+    Devices of a CPU that stand in for GPUs have none of their kernels.
+    """
+    chip, compiled = plan.machine.chip, plan.parts.attention()
+    if not (plan.machine.is_simulated and chip):
+        return {"compiled": compiled, "there": compiled}
+    gpu = {"platform": "gpu", "capability": chip.capability}
+    return {"compiled": compiled, "there": plan.parts.attention(gpu)}
 
 
 def _times(step_seconds: float, plan: Plan, tokens: int) -> dict[str, float]:

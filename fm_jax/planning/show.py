@@ -36,6 +36,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"tokens = {found['tokens']:.3g} tokens ({corpus}, {per_param:.2f} per "
         "parameter)",
         f"batch     {found['micro_batches']} micro-batches, remat {found['remat']}",
+        f"attention {_attention(found['attention'])}",
         f"FLOPs     a step: {flops['6n']:.3g} by 6N, {flops['exact']:.3g} exactly"
         f"{shown}",
     ]
@@ -68,6 +69,13 @@ def instead(found: dict[str, Any]) -> str:
     """Return the line that says what to give for the plan that was found to fit."""
     words = found["instead"]["overrides"].items()
     return "This fits: " + " ".join(f"--config.{key}={v}" for key, v in words)
+
+
+def _attention(found: dict[str, str]) -> str:
+    compiled, there = found["compiled"], found["there"]
+    if compiled == there:
+        return compiled
+    return f"{there} on the GPU, {compiled} in what was compiled here"
 
 
 def _caveat(memory: dict[str, Any]) -> str:

@@ -29,6 +29,9 @@ def build(config: Config, flags: Any) -> None:
     from fm_jax.data import summary
     from fm_jax.prepare import vocabulary
 
+    if config.data.examples != "text":
+        _build_examples(config, flags)
+        return
     source = _source(config)
     out = _new_stores(flags.out) if flags.out else None
     tokenizer = vocabulary.of(config, source, _say, may_build=True)
@@ -53,8 +56,30 @@ def build(config: Config, flags: Any) -> None:
         _next("train", flags, data)
 
 
+def _build_examples(config: Config, flags: Any) -> None:
+    """Make the examples of a config in the cache, and print what they are."""
+    from fm_jax.data import example_store
+
+    if flags.out:
+        raise UserError(
+            "--out must be of data.examples=text; got "
+            f"{config.data.examples}, whose examples stay in data.cache_dir."
+        )
+    data = opened.open_data(config, _say)
+    named = zip(data.eval.names, data.eval.stores, strict=True)
+    found = {"train": data.train.stores[0], **{f"eval/{n}": s for n, s in named}}
+    if flags.json:
+        told = {name: {"path": str(s.path), **s.header} for name, s in found.items()}
+        print(json.dumps(told, indent=1))
+        return
+    for name, held in found.items():
+        print(f"{name}: {held.path}")
+        for line in example_store.lines(held.header, name):
+            print(f"  {line.removeprefix(f'{name}: ')}")
+
+
 def show(config: Config, flags: Any) -> None:
-    """Print what a step trains on, row by row, decoded. Flags: step, rows."""
+    """Print what a step trains on, row by row, decoded. Flags: step, rows, colour."""
     from fm_jax.prepare import show as shown
 
     size = config.train.batch_size
@@ -62,12 +87,12 @@ def show(config: Config, flags: Any) -> None:
     if flags.step < 0 or (last and flags.step >= last):
         most = f" and below train.steps={last}" if last else ""
         raise UserError(f"--step must be at least 0{most}; got {flags.step}.")
-    rows = _rows(flags.rows, size)
+    rows, colour = shown.chosen(flags.rows, size), shown.in_colour(flags.colour)
     data = opened.open_data(config, _say)
     every = np.arange(size)
     plan = opened.train_plan(data, config, num_steps=flags.step + 1, rows=every)
-    names = data.train.names
-    for line in shown.lines(plan, data.tokenizer, flags.step, rows=rows, names=names):
+    told = {"names": data.train.names, "labels": data.labels, "colour": colour}
+    for line in shown.lines(plan, data.tokenizer, flags.step, rows=rows, **told):
         print(line)
 
 
@@ -175,18 +200,19 @@ def pack(config: Config, flags: Any) -> None:
     _next("train", flags, data)
 
 
-def bench(config: Config, flags: Any) -> None:
-    """Print how fast data is tokenised and read. Flags: rounds, json."""
-    from fm_jax.prepare import rates
+def toy(flags: Any) -> None:
+    """Write toy data. Flags: kind, out, seed, size, draw, spurious."""
+    from fm_jax.prepare import toys
 
-    if flags.rounds < 1:
-        raise UserError(f"--rounds must be >= 1; got {flags.rounds}.")
-    found = rates.measure(config, rounds=flags.rounds, say=_say)
-    if flags.json:
-        print(json.dumps(found, indent=1))
-        return
-    for name, value in found.items():
-        print(f"{name:44}{value:>14,.4g}")
+    knobs = {"draw": flags.draw} if flags.draw else {}
+    knobs |= {"spurious": flags.spurious} if flags.spurious != -1 else {}
+    out = Path(flags.out).expanduser()
+    made = toys.make(flags.kind, out, seed=flags.seed, size=flags.size, **knobs)
+    for path in made.values():
+        with open(path, "rb") as lines:
+            print(f"{path}: {sum(1 for _ in lines):,} rows")
+    flags.config_file = "configs/quickstart.py"
+    _next("data show", flags, toys.data_keys(flags.kind, made))
 
 
 def _source(config: Config):
@@ -194,6 +220,11 @@ def _source(config: Config):
         raise UserError(
             "data.source must be one of text, as text, hf or stdlib; got store, whose "
             "text is ids already."
+        )
+    if config.data.examples != "text":
+        raise UserError(
+            "data.examples must be text where documents are asked for; got "
+            f"{config.data.examples}. Set --config.data.examples=text."
         )
     return opened.source_of(config)
 
@@ -240,25 +271,14 @@ def _met(split: str, met: dict) -> Iterator[str]:
 
 
 def _next(command: str, flags: Any, data: dict[str, str]) -> None:
-    """Print a command that goes on from here, with keys of the data section."""
-    keys = (f"--config.data.{key}={shlex.quote(v)}" for key, v in data.items())
+    """Print a command that goes on from here, with keys of the data section.
+
+    Those of others have a dot: "finetune.preference".
+    """
+    named = {key if "." in key else f"data.{key}": v for key, v in data.items()}
+    keys = (f"--config.{key}={shlex.quote(v)}" for key, v in named.items())
     config = shlex.quote(flags.config_file)
     print(f"next:\n  fm {command} --config={config} {' '.join(keys)}")
-
-
-def _rows(asked: str, size: int) -> range:
-    """Return the rows of a batch that `3` or `0:2` stands for; "" for all."""
-    first, colon, last = asked.partition(":")
-    try:
-        start = int(first or 0)
-        stop = int(last or size) if colon or not asked else start + 1
-    except ValueError:
-        start = stop = -1
-    if not 0 <= start < stop <= size:
-        raise UserError(
-            f"--rows must be rows of a batch of {size}, as 3 or 0:2; got {asked!r}."
-        )
-    return range(start, stop)
 
 
 def _say(line: str) -> None:

@@ -12,10 +12,13 @@ from fm_jax.corpora import sources
 from fm_jax.corpora.chains import Chain
 from fm_jax.data import build, mixtures, store
 from fm_jax.data.batches import TrainBatches
+from fm_jax.data.example_rows import ExampleRows
+from fm_jax.data.example_store import ExampleStore
 from fm_jax.data.mixtures import Mixture
 from fm_jax.data.store import TokenStore
 from fm_jax.data.windows import Windows
-from fm_jax.prepare import ready, vocabulary
+from fm_jax.errors import UserError
+from fm_jax.prepare import ready, tuned, vocabulary
 from fm_jax.tokenizers.protocol import Tokenizer
 
 Say = Callable[[str], None]
@@ -23,16 +26,19 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The token stores of one split, each cut into rows; most have one store."""
+    """The stores of one split, each as rows; most splits have one.
+
+    Those of documents are token stores, cut into rows.
+    """
 
     names: tuple[str, ...]
-    windows: tuple[Windows, ...]
+    windows: tuple[Windows | ExampleRows, ...]
 
     def __len__(self) -> int:
         return sum(map(len, self.windows))
 
     @property
-    def stores(self) -> tuple[TokenStore, ...]:
+    def stores(self) -> tuple[TokenStore | ExampleStore, ...]:
         """The stores, one a component."""
         return tuple(w.store for w in self.windows)
 
@@ -64,6 +70,13 @@ class Data:
 
     `weights` are those of the components of `train` in tokens, `weights_at` the steps
     at which they change.
+
+    Of examples to tune on: their `kind`; `labels`, which targets are indices of, and
+    `label_ids`, the ids of their words where they have any; `num_segments`, the most of
+    any row; `begin_ids`, which stand before a prompt that is no chat; `chat_template`,
+    the text of the template of chats, "" where there are none; `end_ids`, which end
+    what the model says. Several held-out files are components of `eval` by their names,
+    the first of which is the one to choose by.
     """
 
     tokenizer: Tokenizer
@@ -72,6 +85,13 @@ class Data:
     weights: tuple[float, ...] = (1.0,)
     weights_at: tuple[tuple[int, tuple[float, ...]], ...] = ()
     chain: Chain | None = None
+    kind: str = "text"
+    labels: tuple[str, ...] = ()
+    label_ids: tuple[int, ...] = ()
+    num_segments: int = 0
+    begin_ids: tuple[int, ...] = ()
+    end_ids: tuple[int, ...] = ()
+    chat_template: str = ""
 
     def mixture(self, batch_size: int) -> Mixture:
         """Return which component each row of training is of."""
@@ -132,6 +152,8 @@ def open_data(config: Config, say: Say, *, may_build: bool = True) -> Data:
     Raises UserError on data that cannot be trained on, see corpora and data.build; also
     on what is not in the cache, unless it may be built.
     """
+    if config.data.examples != "text":
+        return _examples(config, say, may_build=may_build)
     if config.data.source == "store":
         return _ready(config, say)
     source = source_of(config)
@@ -146,9 +168,15 @@ def open_data(config: Config, say: Say, *, may_build: bool = True) -> Data:
 def source_of(config: Config) -> sources.Source:
     """Return where the text of a config comes from.
 
-    Raises UserError when nothing is there, or the source is ready stores.
+    Raises UserError when nothing is there, the source is ready stores, or its rows are
+    examples, which are no text.
     """
     data = config.data
+    if data.examples != "text":
+        raise UserError(
+            f"data.examples must be text for what reads text alone; got {data.examples}"
+            ". fm train makes examples itself, and fm data show shows them."
+        )
     return sources.make(
         source=data.source,
         paths=data.paths,
@@ -216,6 +244,24 @@ def _cut(config: Config, found: TokenStore, tokenizer: Tokenizer) -> Windows:
         config.data.mask_documents,
         config.data.packing,
         Path(config.data.cache_dir).expanduser() / "plans",
+    )
+
+
+def _examples(config: Config, say: Say, *, may_build: bool) -> Data:
+    """Return the data of examples to tune on."""
+    found = tuned.open_examples(config, say, may_build=may_build)
+    rows = (found.train, *found.eval.values())
+    return Data(
+        found.tokenizer,
+        Split(("all",), (found.train,)),
+        Split(tuple(found.eval), tuple(found.eval.values())),
+        kind=config.data.examples,
+        labels=found.labels,
+        label_ids=found.label_ids,
+        num_segments=max(r.num_segments for r in rows),
+        begin_ids=found.begin_ids,
+        end_ids=found.end_ids,
+        chat_template=found.chat_template,
     )
 
 

@@ -9,11 +9,10 @@ from fm_jax.errors import UserError
 from fm_jax.generation import engine as engines
 from fm_jax.generation.engine import Engine
 from fm_jax.generation.request import Request
-from fm_jax.hf import carried
-from fm_jax.runs import Run
 from fm_jax.serve import chat
-from fm_jax.serve.served import Served, special_encoder
+from fm_jax.serve.served import Served
 from fm_jax.serve.worker import Worker
+from fm_jax.tokenizers.special import special_encoder
 from fm_jax.train import restore
 from fm_jax.train.restore import Restored
 
@@ -35,7 +34,6 @@ def open_run(flags: Any) -> tuple[Served, Worker]:
     if capacity < 2:
         raise UserError(f"--capacity must be >= 2; got {capacity}.")
     engines.check_capacity(held.model, capacity)
-    is_imported = carried.origin_of(Run(path)) is not None
     served = Served(
         name=flags.name or path.resolve().name,
         created=int(time.time()),
@@ -45,8 +43,7 @@ def open_run(flags: Any) -> tuple[Served, Worker]:
         encode_special=special_encoder(tokenizer),
         template=template,
         begin_ids=held.begin_ids,
-        # The template of others says what a chat begins with.
-        chat_begin_ids=() if is_imported else held.begin_ids,
+        chat_begin_ids=chat.begin_ids(path, held.begin_ids),
         end_ids=held.end_ids,
     )
     sizes = {"num_slots": flags.num_slots, "capacity": capacity, "int8": flags.int8}

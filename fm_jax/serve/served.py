@@ -7,12 +7,11 @@ from functools import partial
 
 from fm_jax.errors import UserError
 from fm_jax.generation.request import SEEDS, Request
-from fm_jax.serve import refused
-from fm_jax.serve.chat import Template
+from fm_jax.serve import chat, refused
 from fm_jax.serve.refused import Refused
 from fm_jax.serve.requests import Asked
-from fm_jax.tokenizers.jsonfile import JsonTokenizer
-from fm_jax.tokenizers.protocol import Tokenizer, num_bytes
+from fm_jax.tokenizers.protocol import Tokenizer
+from fm_jax.tokenizers.template import Template
 
 COMPLETION_TOKENS = 16  # new tokens of a completion that does not say how many
 
@@ -102,10 +101,11 @@ class Served:
                 param="messages",
                 code="no_chat_template",
             )
-        text = self.template.render(asked.messages, asked.values)
-        ids = tuple(self._encoded(self.encode_special, text, "messages"))
-        begin = self.chat_begin_ids
-        return ids if ids[: len(begin)] == begin else begin + ids
+        text = chat.render(self.template, asked.messages, asked.values)
+        encode = partial(
+            chat.ids, encode_special=self.encode_special, begin=self.chat_begin_ids
+        )
+        return self._encoded(encode, text, "messages")
 
     def _prompts(self, prompts: Sequence[str | tuple[int, ...]]) -> list[tuple]:
         found = []
@@ -141,27 +141,6 @@ class Served:
             param=name,
             code="context_length_exceeded",
         )
-
-
-def special_encoder(tokenizer: Tokenizer) -> Callable[..., list[int]]:
-    """Return `encode(text)`, for text in which special tokens are spelt out.
-
-    With `add_special_tokens` it adds what a tokenizer.json says of a whole text. Other
-    tokenizers know no special tokens in text.
-    """
-    if not isinstance(tokenizer, JsonTokenizer):
-        return lambda text, add_special_tokens=False: _plain(tokenizer, text)
-    import tokenizers
-
-    inner = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-    inner.no_truncation()
-    inner.no_padding()
-
-    def encode(text: str, add_special_tokens: bool = False) -> list[int]:
-        num_bytes(text)  # else the library's own error
-        return inner.encode(text, add_special_tokens=add_special_tokens).ids
-
-    return encode
 
 
 def _plain(tokenizer: Tokenizer, text: str) -> list[int]:

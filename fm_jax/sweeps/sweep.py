@@ -14,6 +14,11 @@ from fm_jax.sweeps import designs, ladder
 
 BASE = "configs/sweeps/base.py"
 BYTE_IDS = 257  # of data.tokenizer=bytes
+PRETRAINING = {
+    "init.model": False,
+    "data.examples": "text",
+    "finetune.method": "full",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,6 +137,7 @@ def check(raw: dict) -> Sweep:
     built |= {name: configs.read_value(name, raw[name], float) for name in PLAIN}
     _check_values(built)
     base = _checked_base(raw["base"])
+    _refuse_tuned(base)
     if not built["budget"].anchor_params:
         model = ladder.config_of({}, base["model"])
         anchor = float(getattr(counts.params(model), built["size"].count))
@@ -182,6 +188,18 @@ def _check_values(built: dict) -> None:
     if built["budget"].batch in ladder.NEEDS_TOKENS:
         what = f"> 0 for budget.batch={built['budget'].batch}"
         demand("budget.anchor_tokens", built["budget"].anchor_tokens > 0, what)
+
+
+def _refuse_tuned(base: dict) -> None:
+    """Raise UserError for fine-tuning: its model is given, and it leaves no rows."""
+    for key, plain in PRETRAINING.items():
+        section, _, name = key.partition(".")
+        if base[section][name] != plain:
+            raise UserError(
+                f"config.base.{key} must be {plain} in a sweep, whose runs are of "
+                f"models of its own sizes, trained on text as a whole; got "
+                f"{base[section][name]!r}. Use fm train for each fine-tuning run."
+            )
 
 
 def _checked_base(raw: dict) -> dict:

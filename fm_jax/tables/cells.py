@@ -153,7 +153,7 @@ class Cells:
         self, name: str, chosen: np.ndarray, holds: np.ndarray, demand: str
     ) -> None:
         """Raise UserError that names the first of `chosen` where a demand fails."""
-        wrong = chosen[~holds]
+        wrong = chosen[~np.asarray(holds, bool)]  # of no rows a list is of floats
         if len(wrong):
             cell = _text(self.columns[name][wrong[0]])
             raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fm_jax.errors import UserError
+from fm_jax.runs import Run
 from fm_jax.tables import schema
 
 SWEEP_FILE = "sweep.jsonl"  # above runs/: what a sweep planned, a run a line
@@ -65,7 +66,7 @@ def collect(folder: Path) -> Collected:
             kept[-1]["status"] = "diverged"
         elif reason and status != "diverged":
             failed.append(run.name)
-        elif not kept:
+        elif not kept and not Run(run).is_done():  # a fine-tuned one leaves no rows
             begun += 1
     _name_parents(by_run, {run: plans[homes[run]] for run in runs})
     rows = [row for kept in by_run.values() for row in kept]

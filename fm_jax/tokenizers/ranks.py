@@ -62,7 +62,8 @@ class RanksTokenizer(Tokenizer):
         end_id: int = -1,
     ):
         _check(ranks, special_tokens)
-        self._ranks, self._pattern, self._special = ranks, pattern, special_tokens
+        self._ranks, self._pattern = ranks, pattern
+        self.special_tokens = special_tokens
         self._inner = fast.Encoder(pattern, ranks)
         self.vocab_size = 1 + max(*ranks.values(), *special_tokens.values())
         if end_id in special_tokens.values():
@@ -105,7 +106,7 @@ class RanksTokenizer(Tokenizer):
                 "fm_jax_tokenizer": "ranks",
                 "end_id": self.end_id,
                 "pattern": self._pattern,
-                "special_tokens": self._special,
+                "special_tokens": self.special_tokens,
                 "ranks": [[base64.b64encode(t).decode(), rank] for t, rank in tokens],
             }
         )

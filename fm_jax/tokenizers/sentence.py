@@ -34,6 +34,7 @@ class SentencePieceTokenizer(Tokenizer):
         controls = {i for i in ids if self._inner.is_control(i)}
         self.end_id = self._find_end(end_token, end_id, controls)
         self.special_ids = tuple(sorted(controls))
+        self.special_tokens = {self._inner.id_to_piece(i): i for i in self.special_ids}
         self.byte_lengths = np.array([self._num_bytes(i) for i in ids], np.int32)
 
     def encode_batch(self, texts, *, num_threads=0):

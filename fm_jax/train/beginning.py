@@ -1,16 +1,17 @@
-"""Where a run's first weights come from when they are another run's."""
+"""Where a run's first weights come from: its own, another run's, Hugging Face's."""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from fm_jax import config as configs
-from fm_jax import configfile, trees
+from fm_jax import configfile, sharding, trees
 from fm_jax.checkpoints import Checkpoints, choose
 from fm_jax.errors import UserError
+from fm_jax.finetune import weights
+from fm_jax.hf import adopt
 from fm_jax.models import zoo
 from fm_jax.models.config import ModelConfig
 from fm_jax.runs import Run
@@ -19,7 +20,16 @@ from fm_jax.train.compose import Parts
 from fm_jax.train.step import TrainState
 
 # What the optimizer's state follows from; its numbers may differ.
-OPTIMIZER_KEYS = ("optimizer.name", "optimizer.mu_dtype", "optimizer.nu_dtype")
+OPTIMIZER_KEYS = (
+    "optimizer.name",
+    "optimizer.mu_dtype",
+    "optimizer.nu_dtype",
+    "finetune.method",
+    "finetune.rules",
+    "finetune.last_layers",
+    "finetune.layer_decay",
+    "finetune.unfreeze_every",
+)
 # What the next batch follows from, and how many tokens came before it; weights may
 # change later, by data.weights_at.
 NEXT_BATCH_KEYS = (
@@ -29,7 +39,6 @@ NEXT_BATCH_KEYS = (
     "data.packing",
     "data.weights",
 )
-RECORDED = ("run_id", "step", "tokens", "with_optimizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +54,6 @@ class Beginning:
     step: int
     tokens: float
     with_optimizer: bool
-    has_average: bool
 
     @property
     def start(self) -> int:
@@ -54,12 +62,21 @@ class Beginning:
 
     def record(self) -> dict:
         """Return what config.json keeps of it."""
-        kept = dataclasses.asdict(self)
-        return {name: kept[name] for name in RECORDED}
+        return dataclasses.asdict(self) | {"path": str(self.path)}
 
 
-def find(config: configs.Config, tokenizer: Tokenizer) -> Beginning | None:
+def find(
+    config: configs.Config,
+    tokenizer: Tokenizer,
+    *,
+    say: Callable[[str], None],
+    again: dict | None = None,
+) -> Beginning | None:
     """Return what `init.from` names, or None where it is empty.
+
+    A checkpoint folder of Hugging Face's is made a run first, in the cache. again: what
+    the record of a run that goes on says of its beginning, which must be the same one;
+    its step is taken.
 
     Raises UserError when there is no such run or step, its ids mean other text, its
     weights have other shapes, or its optimizer's state is another kind. Before a device
@@ -71,18 +88,29 @@ def find(config: configs.Config, tokenizer: Tokenizer) -> Beginning | None:
     name, _, step = given.rpartition("@")
     if not name or "/" in step:
         name, step = given, "latest"
-    run = Run(Path(name).expanduser())
+    cache = Path(config.data.cache_dir).expanduser()
+    run = Run(adopt.as_run(Path(name).expanduser(), cache, say))
     try:
         record = configfile.read_run(run)
     except UserError as error:
-        raise UserError(f"config.init.from must be RUN[@STEP]; {error}") from error
+        raise UserError(
+            f"config.init.from must be RUN[@STEP] or a Hugging Face folder; {error}"
+        ) from error
+    resolved = record["resolved"]
+    if again:
+        step = str(again["step"])
+        if resolved["run_id"] != again["run_id"]:
+            raise UserError(
+                f"config.init.from must be the run that this one began from, "
+                f"{again['run_id']}; got {run.path}, which is {resolved['run_id']}."
+            )
     if record["data"]["tokenizer"] != tokenizer.fingerprint:
         raise UserError(
             f"config.init.from must be a run with this tokenizer; got {run.path}, "
             f"whose ids mean other text. Set --config.data.tokenizer={run.path}/"
-            "tokenizer.json."
+            "tokenizer.json, or --config.init.model=True."
         )
-    _check_shapes(run, record["resolved"]["model"], config.model)
+    _check_shapes(run, weights.model_config(record), config.model)
     if not run.checkpoints.is_dir():
         raise UserError(
             f"config.init.from must have a checkpoint; got none in {run.path}."
@@ -94,17 +122,16 @@ def find(config: configs.Config, tokenizer: Tokenizer) -> Beginning | None:
         saved.close()
     if config.init.optimizer:
         _check_optimizer(run, record["config"], config.raw, chosen)
-    theirs, resolved = record["config"], record["resolved"]
+    theirs = record["config"]
     per_step = resolved.get(  # older records have none, and rows without padding
         "tokens_per_step", theirs["train"]["batch_size"] * theirs["data"]["max_length"]
     )
     return Beginning(
-        path=run.path,
+        path=run.path.absolute(),
         run_id=resolved["run_id"],
         step=chosen,
         tokens=tokens_at(chosen, lambda step: step * per_step, resolved["init"]),
         with_optimizer=config.init.optimizer,
-        has_average=bool(theirs["train"]["ema_decay"]),
     )
 
 
@@ -119,11 +146,8 @@ def tokens_at(step: int, seen: Callable[[int], float], init: dict | None) -> flo
     return init["tokens"] + seen(step) - seen(init["step"])
 
 
-def _check_shapes(run: Run, there: dict, here: ModelConfig) -> None:
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
-    same = {name: value for name, value in there.items() if name in known}
-    same = {n: tuple(v) if isinstance(v, list) else v for n, v in same.items()}
-    old = trees.leaves_by_path(zoo.build(ModelConfig(**same)).abstract)
+def _check_shapes(run: Run, there: ModelConfig, here: ModelConfig) -> None:
+    old = trees.leaves_by_path(zoo.build(there).abstract)
     new = trees.leaves_by_path(zoo.build(here).abstract)
     for name in sorted(old.keys() | new.keys()):
         a, b = (
@@ -133,7 +157,7 @@ def _check_shapes(run: Run, there: dict, here: ModelConfig) -> None:
             raise UserError(
                 f"the model must have the shapes of config.init.from={run.path}; got "
                 f"{name} of {b or 'no weights'} here and {a or 'no weights'} there. "
-                "Give it that run's model."
+                "Set --config.init.model=True to take that run's model."
             )
 
 
@@ -157,21 +181,60 @@ def _check_optimizer(run: Run, there: dict, here: dict, step: int) -> None:
             )
 
 
-def first_state(parts: Parts, beginning: Beginning) -> TrainState:
-    """Return the state before this run's first step, on the mesh.
+def first_params(parts: Parts, beginning: Beginning) -> tuple[dict, list[str]]:
+    """Return the params that a run begins with, on the mesh, and lines of their source.
 
-    Without the optimizer's state the weights are those that the other run evaluates:
-    its average where it keeps one.
+    They are the weights that the other run evaluates: its average where it keeps one.
+    What it does not have is drawn; what this model has no place for is left.
     """
+    params = weights.read(beginning.path, beginning.step, layout=parts.layout)
+    model, key = parts.model, jax.random.key(parts.config.train.seed)
+    new = sorted(name for name in model.abstract if name not in params)
+    left = sorted(name for name in params if name not in model.abstract)
+    loaded = {name: params[name] for name in params if name not in left}
+    if new:  # of the whole only what is new is computed
+        places = sharding.tree_shardings(model.axes, model.abstract, parts.layout)
+        draw = jax.jit(
+            lambda rng: {name: model.init(rng)[name] for name in new},
+            out_shardings={name: places[name] for name in new},
+        )
+        params = loaded | draw(key)
+    leaves = jax.tree.leaves(loaded)
+    count = sum(leaf.size for leaf in leaves)
+    said = [
+        f"Beginning with the weights of step {beginning.step:,} of {beginning.path}: "
+        f"{len(leaves)} arrays, {count:,} parameters",
+        *([f"  new here: {', '.join(new)}"] if new else []),
+        *([f"  left there: {', '.join(left)}"] if left else []),
+    ]
+    return {name: params[name] for name in model.abstract}, said
+
+
+def first_state(parts: Parts, params: dict) -> TrainState:
+    """Return the state before the first step, of params on the mesh."""
+    # Of the run's seed, and apart from what drew the params.
+    rng = jax.random.fold_in(jax.random.key(parts.config.train.seed), 1)
+    return parts.begin(params, rng)
+
+
+def same_state(parts: Parts, beginning: Beginning) -> TrainState:
+    """Return the state of the run that this one goes on as, its optimizer's too."""
     saved = Checkpoints(beginning.path / "checkpoints")
     try:
-        if beginning.with_optimizer:
-            held = saved.restore(beginning.step, parts.state_parts(parts.abstract))
-            return parts.state_of(held)
-        part = "ema" if beginning.has_average else "params"
-        params = saved.restore(beginning.step, {part: parts.abstract.params})[part]
+        return restored(parts, saved, beginning.step, None)
     finally:
         saved.close()
-    state = parts.init(jax.random.key(parts.config.train.seed))
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return dataclasses.replace(state, params=params, ema=ema)
+
+
+def restored(
+    parts: Parts, saved: Checkpoints, step: int, params: dict | None
+) -> TrainState:
+    """Return the state of a checkpoint; params: the first ones, where some are frozen.
+
+    Nothing of them is kept but what is frozen.
+    """
+    held = saved.restore(step, parts.state_parts(parts.abstract))
+    frozen: dict = parts.abstract.frozen
+    if params is not None and weights.has_frozen(parts.tuning):
+        frozen = first_state(parts, params).frozen
+    return parts.state_of(held, frozen)

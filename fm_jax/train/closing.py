@@ -9,17 +9,17 @@ from fm_jax import machine, metrics
 from fm_jax.compiled import estimates
 from fm_jax.generation import batch
 from fm_jax.generation.request import Request
-from fm_jax.prepare.opened import Split
+from fm_jax.prepare.opened import Data, Split
 from fm_jax.runs import Run
-from fm_jax.sections import SampleConfig
-from fm_jax.train.compose import Data, Parts
+from fm_jax.sections import Config
+from fm_jax.train.compose import Parts
 from fm_jax.train.step import TrainState
 
 
 def samples(parts: Parts, data: Data, state: TrainState) -> list[str]:
     """Return the texts that the model writes at the end, prompt and all."""
     sample, model = parts.config.sample, parts.config.model
-    if not sample.num_tokens:
+    if not sample.num_tokens or data.labels:
         return []  # and a prompt that the tokenizer has no ids for is no matter
     tokenizer = data.tokenizer
     prompt = [tokenizer.end_id, *tokenizer.encode_batch([sample.prompt])[0]]
@@ -42,7 +42,7 @@ def samples(parts: Parts, data: Data, state: TrainState) -> list[str]:
         for number in range(sample.num_samples)
     ]
     found = batch.generate(
-        parts.model, state.weights(), requests, decode=tokenizer.decode
+        parts.model, parts.merged(state), requests, decode=tokenizer.decode
     )
     return [sample.prompt + written.text for written in found]
 
@@ -86,6 +86,8 @@ def machine_row(compiles: metrics.CompileWatch, peak: float) -> dict[str, float]
 
 def held_out_line(held_out: Split, final: dict[str, float]) -> str:
     """Return the last evaluation beside its yardsticks, as a line."""
+    if "bits_per_byte" not in final:
+        return f"all held-out examples, {final['tokens']:,.0f}: {shown(final)}"
     gzip_bits = held_out.gzip_bits_per_byte
     return (
         f"all held-out text, {held_out.num_bytes:,} bytes: "
@@ -93,6 +95,23 @@ def held_out_line(held_out: Split, final: dict[str, float]) -> str:
         f"{'' if gzip_bits is None else f', {gzip_bits:.4f} by gzip -9'}"
         f"{above_bayes(final)}"
     )
+
+
+def shown(numbers: dict[str, float]) -> str:
+    """Return held-out metrics in words: bits of text, or how many answers are right.
+
+    Of several files of answers that of each.
+    """
+    if "bits_per_byte" in numbers:
+        bits = numbers["bits_per_byte"]
+        return f"loss {numbers['loss']:.4f} nats/token, {bits:.4f} bits/byte"
+    by_file = [
+        f"{name.removeprefix('accuracy/')} {value:.4f}"
+        for name, value in numbers.items()
+        if name.startswith("accuracy/")
+    ]
+    each = f" ({', '.join(by_file)})" if by_file else ""
+    return f"loss {numbers['loss']:.4f}, accuracy {numbers['accuracy']:.4f}{each}"
 
 
 def above_bayes(numbers: dict[str, float]) -> str:
@@ -105,13 +124,19 @@ def above_bayes(numbers: dict[str, float]) -> str:
     )
 
 
-def what_next(run: Run, sample: SampleConfig) -> str:
+def what_next(run: Run, config: Config) -> str:
     """Return what a person may type when a run is done, as lines."""
+    sample, kind = config.sample, config.data.examples
     prompt = shlex.quote(sample.prompt if sample.num_tokens else "")
+    ask = f"fm generate --run={run.path} --prompt={prompt}"
+    if kind == "chat":
+        ask = f"fm generate --run={run.path} --chat --prompt='...'"
+    elif kind == "classify":
+        ask = f"fm classify --run={run.path} --text='...'"
     return (
         f"run folder: {run.path}\n"
         "next:\n"
-        f"  fm generate --run={run.path} --prompt={prompt}\n"
+        f"  {ask}\n"
         f"  fm eval --run={run.path}\n"
         f"  fm report {run.path}    # makes report.html there again"
     )

@@ -2,24 +2,27 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import optax
 
 from fm_jax import checkpoints, meshes, optimizers, sharding
 from fm_jax import config as configs
 from fm_jax.accelerators import Chip
 from fm_jax.compiled import estimates
-from fm_jax.data import batches, prefetch
-from fm_jax.data.windows import Windows
+from fm_jax.data.windows import NAMES
 from fm_jax.errors import UserError
-from fm_jax.models import counts, zoo
-from fm_jax.prepare import opened
-from fm_jax.prepare.opened import Data
+from fm_jax.finetune import answers as asked
+from fm_jax.finetune import flops, weights
+from fm_jax.finetune import tuning as tunings
+from fm_jax.finetune.answers import Answers
+from fm_jax.finetune.tuning import Tuning
+from fm_jax.models import attention, counts, zoo
 from fm_jax.tokenizers.protocol import Tokenizer
+from fm_jax.train import aims
 from fm_jax.train import step as steps
 
 # Of a step, so that a duration of whole steps is not one more by rounding.
@@ -47,16 +50,24 @@ class Parts:
 
     config: configs.Config
     layout: sharding.Layout
-    model: zoo.Model
+    tuning: Tuning
     num_steps: int
     rate: Callable
     decay_mask: dict
-    init: Callable
+    init: Callable  # rng -> state
+    begin: Callable  # params, rng -> state
     train_step: Callable
     eval_step: Callable
+    merge: Callable  # state.weights() -> plain params
     abstract: steps.TrainState
+    num_answers: int
     train_names: tuple[str, ...]
     row_tokens: float
+
+    @property
+    def model(self) -> zoo.Model:
+        """The model, whose params `tuning` parts and joins."""
+        return self.tuning.model
 
     @property
     def tokens_per_step(self) -> float:
@@ -65,25 +76,33 @@ class Parts:
 
     @property
     def flops_per_token(self) -> float:
-        """Training FLOPs per token, causal attention halved."""
-        return counts.flops_per_token(self.config.model, self.config.data.max_length)
+        """Training FLOPs per token, causal attention halved, less what is frozen."""
+        return flops.per_token(
+            self.tuning, self.config.data.max_length, self.num_answers
+        )
+
+    def attention(self, on: dict | None = None) -> str:
+        """Return how the train step attends; on: see attention.way."""
+        train, length = self.config.train, self.config.data.max_length
+        rows = train.batch_size // train.accumulation
+        with self.layout.active():
+            return attention.way(self.config.model, rows=rows, length=length, on=on)
 
     def put(self, batch: dict) -> dict:
-        """Return this process's rows of a training batch on the mesh."""
+        """Return this process's rows of a training batch on the mesh.
+
+        For one device they stay as they are: the program, which puts what it is given
+        there, does so in no time that can be told, and the host's is a step's overhead.
+        """
+        if self.layout.mesh.size == 1:
+            return batch
         return sharding.put_batch(batch, self.config.train.batch_size, self.layout)
 
     def abstract_batch(self, rows: int) -> dict:
         """Return the shapes, dtypes and places of a training batch of `rows` rows."""
         length = self.config.data.max_length
-        kinds = {"loss_weights": "float32"}
-        names = (
-            "tokens",
-            "targets",
-            "loss_weights",
-            "positions",
-            "segment_ids",
-            "target_bytes",
-        )
+        kinds = {"loss_weights": "float32", "reference": "float32"}
+        names = (*NAMES, "reference") if aims.needs_reference(self.config) else NAMES
         place = sharding.batch_sharding(self.layout)
         batch = {
             name: jax.ShapeDtypeStruct(
@@ -121,20 +140,25 @@ class Parts:
             **how,
         )
 
+    def merged(self, state: steps.TrainState) -> dict:
+        """Return plain params of a state, those to evaluate, on the mesh."""
+        trained, _ = state.weights()
+        has_frozen = weights.has_frozen(self.tuning)
+        return self.merge(state.weights()) if has_frozen else trained
+
     def state_parts(self, state: steps.TrainState) -> dict[str, Any]:
-        """Return the state as a checkpoint's named parts."""
+        """Return the state as a checkpoint's named parts, without what is frozen."""
         parts = {
             "params": state.params,
             "optimizer": {"step": state.step, "state": state.opt_state},
         }
         return parts if state.ema is None else parts | {"ema": state.ema}
 
-    def state_of(self, parts: dict[str, Any]) -> steps.TrainState:
-        """Return the state of a checkpoint's named parts."""
-        optimizer = parts["optimizer"]
-        return steps.TrainState(
-            optimizer["step"], parts["params"], optimizer["state"], parts.get("ema")
-        )
+    def state_of(self, parts: dict[str, Any], frozen: dict) -> steps.TrainState:
+        """Return the state of a checkpoint's named parts, and of what is frozen."""
+        optimizer, ema = parts["optimizer"], parts.get("ema")
+        held = optimizer["step"], parts["params"], optimizer["state"], ema, frozen
+        return steps.TrainState(*held)
 
 
 def open_layout(config: configs.Config, devices: list | None = None) -> sharding.Layout:
@@ -170,117 +194,99 @@ def build(
     row_tokens: float = 0,
     train_names: tuple[str, ...] = (),
     eval_names: tuple[str, ...] = (),
+    answers: Answers | None = None,
 ) -> Parts:
     """Return the parts of a resolved config. Nothing is allocated or compiled.
 
     row_tokens: see `row_tokens`; 0: a row has no padding. train_names, eval_names: of
-    the stores of each split, where there are several.
+    the stores of each split, where there are several. answers: what the examples ask
+    for; None where they are not known: as little as there can be.
 
-    Raises UserError when mesh and model do not fit each other.
+    Raises UserError when mesh and model do not fit each other, or what is to train is
+    no part of the model.
     """
-    train = config.train
-    model = zoo.build(config.model)
+    train, answers = config.train, answers or aims.least(config)
+    model = asked.model(config.model, answers)
+    tuning = tunings.plan(model, config.finetune, config.lora)
     row_tokens = row_tokens or config.data.max_length
-    num_steps = configs.resolve_steps(
-        train,
-        tokens_per_step=train.batch_size * row_tokens * (1 + SLACK),
-        corpus_tokens=corpus_tokens,
-        num_params=counts.params(config.model).total,
-    )
+    num_steps = 0
+    if config.finetune.method not in configs.WITHOUT_STEPS:
+        num_steps = configs.resolve_steps(
+            train,
+            tokens_per_step=train.batch_size * row_tokens * (1 + SLACK),
+            corpus_tokens=corpus_tokens,
+            num_params=counts.params(config.model).total,
+        )
     optimizer = dataclasses.asdict(config.optimizer)
     rate = optimizers.schedule(
         peak=optimizer.pop("learning_rate"),
         num_steps=num_steps,
         **dataclasses.asdict(config.schedule),
     )
-    mask = optimizers.decay_mask(model.abstract, optimizer.pop("decay_rules"))
-    tx = optimizers.make(rate, mask, **optimizer)
-    create = steps.create(model, tx, ema_decay=train.ema_decay)
+    mask = optimizers.decay_mask(tuning.abstract, optimizer.pop("decay_rules"))
+    tx = optax.identity()  # of no step there is no moment
+    if num_steps:
+        how = {"multipliers": tuning.multipliers, "gate": tuning.gate}
+        tx = optimizers.make(rate, mask, **optimizer, **how)
+    begin = steps.begin(tuning, tx, ema_decay=train.ema_decay)
+
+    def create(rng):
+        return begin(model.init(rng), jax.random.fold_in(rng, 1))
+
     shapes = jax.eval_shape(create, jax.random.key(0))
-    places = steps.state_shardings(shapes, model, layout)
-    whole = layout.sharding()
+    places = steps.state_shardings(shapes, tuning, layout)
+    whole, once = layout.sharding(), _run_once(layout)
     train_step = steps.make_train_step(
-        model,
+        tuning,
+        aims.objective(config, model, answers, train_names),
         tx,
         rate,
         accumulation=train.accumulation,
-        z_loss=train.z_loss,
-        loss_chunk=train.loss_chunk,
         ema_decay=train.ema_decay,
-        expert_losses={n: getattr(train, n) for n in steps.NO_EXPERT_LOSSES},
         balance_rate=train.balance_rate,
         names=train_names,
+        dropout_seed=train.seed if aims.has_dropout(config) else None,
     )
+    held_out = aims.objective(config, model, answers, eval_names, is_training=False)
     return Parts(
         config=config,
         layout=layout,
-        model=model,
+        tuning=tuning,
         num_steps=num_steps,
         rate=rate,
         decay_mask=mask,
-        init=jax.jit(create, out_shardings=places),
+        init=jax.jit(create, out_shardings=places, compiler_options=once),
+        begin=jax.jit(begin, out_shardings=places, compiler_options=once),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(places, whole)),
-        eval_step=jax.jit(
-            steps.make_eval_step(model, loss_chunk=train.loss_chunk, names=eval_names),
-            out_shardings=whole,
+        eval_step=jax.jit(steps.make_eval_step(tuning, held_out), out_shardings=whole),
+        merge=jax.jit(
+            lambda weights: tuning.merged(*weights),
+            out_shardings=sharding.tree_shardings(model.axes, model.abstract, layout),
         ),
         abstract=checkpoints.abstract_of(shapes, places),
+        num_answers=len(answers.labels),
         train_names=train_names,
         row_tokens=row_tokens,
     )
 
 
-def row_tokens(data: Data) -> float:
-    """Return the tokens of a training row on average; the rest of it is padding.
+def _run_once(layout: sharding.Layout) -> dict[str, str] | None:
+    """Return the compiler's options for a program that runs once.
 
-    Of a mixture by its first weights. Rows that are cut from a stream count as full:
-    of an epoch only the last is not.
+    On a CPU the rounds of the generator that draws weights cost the compiler seconds;
+    asked to optimise little it takes a third of that, and the program is as fast and
+    its numbers are the same.
     """
-    windows = data.train.windows
-    if windows[0].packing == "split":
-        return windows[0].length
-    _, weights = data.mixture(1).weights[0]
-    summed = sum(w * x.mean_targets for w, x in zip(weights, windows, strict=True))
-    return summed / sum(weights)
-
-
-def tokens(data: Data, num_steps: int, batch_size: int) -> float:
-    """Return the tokens of the first steps, as many as their rows have on average."""
-    windows = data.train.windows
-    if windows[0].packing == "split":
-        return float(num_steps * batch_size * windows[0].length)
-    return float(data.tokens_by_store(num_steps, batch_size).sum())
-
-
-def train_batches(parts: Parts, data: Data, start: int) -> Iterator:
-    """Return this process's batches from step `start` on, read ahead."""
-    config = parts.config
-    rows = sharding.local_rows(config.train.batch_size, parts.layout)
-    plan = opened.train_plan(data, config, num_steps=parts.num_steps, rows=rows)
-    return prefetch.prefetch(plan, start)
-
-
-def held_out(
-    windows: tuple[Windows, ...],
-    rows: int,
-    layout: sharding.Layout,
-    *,
-    max_batches: int = 0,
-) -> Iterable:
-    """Return batches of held-out windows, on the mesh one at a time."""
-    held = sharding.local_rows(rows, layout)
-    plan = batches.EvalBatches(windows, rows, held, max_batches)
-    return (sharding.put_batch(b, rows, layout) for b in prefetch.prefetch(plan))
-
-
-def held_out_bayes(data: Data, rows: int, *, max_batches: int = 0) -> list | None:
-    """Return the least nats of each batch that `held_out` gives, where it is known."""
-    if data.eval_bayes is None:
+    if layout.mesh.devices.flat[0].platform != "cpu":
         return None
-    # One more window, of no nats: what the index of padding, -1, finds.
-    nats = np.append(data.eval_bayes, 0.0)
-    plan = batches.EvalBatches(data.eval.windows, rows, np.arange(rows), max_batches)
-    return [nats[plan.indices(i)[1]].sum() for i in range(len(plan))]
+    return {"xla_backend_optimization_level": "1"}
+
+
+def needs_base(parts: Parts) -> bool:
+    """Return whether a run that goes on must have the weights that it began with."""
+    is_compared = parts.config.data.examples == "classify"  # features drift from them
+    frozen = weights.has_frozen(parts.tuning)
+    return frozen or is_compared or aims.needs_reference(parts.config)
 
 
 def use_compile_cache(folder: str) -> None:

@@ -1,7 +1,7 @@
 """The loop: dispatch a step, then read the numbers of the step before.
 
 The device never waits for the host to look at a number, and the host is never more than
-one step ahead.
+one step ahead. On a CPU, which is host and device, large steps go one at a time.
 """
 
 import contextlib
@@ -12,16 +12,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
-from fm_jax.errors import DivergedError
+from fm_jax import trees
+from fm_jax.errors import DivergedError, UserError
 from fm_jax.metrics import Clock
+
+LARGE = 2**26  # bytes of temporaries that are worth not holding twice
+PAUSE = 5e-4  # seconds, in which XLA frees them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What happens between steps, on the host.
 
-    `on_metrics(step, metrics)` gets host numbers of each finished step, one late;
+    `on_metrics(step, metrics)` gets host numbers of each finished step, late by one
+    where steps overlap;
     `on_step(step, state)` runs after `step` updates, when `is_due(step)` says so, and
     only once the numbers up to that step were read and are finite.
     """
@@ -41,31 +47,114 @@ def run(
     stop: int,
     hooks: Hooks,
     clock: Clock,
+    overlap: bool = True,
 ) -> Any:
     """Return the state after steps `start` to `stop`.
 
+    overlap: begin a step before the numbers of the one before are read; see `overlaps`.
     Raises DivergedError when a number of a step is not finite.
     """
     pending: tuple[int, dict] | None = None
+    is_host = jax.default_backend() == "cpu"
     for step in range(start + 1, stop + 1):
         with clock.phase("wait_for_data"):
             batch = put(next(batches))
         with clock.phase("train"):
             state, metrics = step_fn(state, batch)
+            if not is_host:
+                for value in metrics.values():
+                    value.copy_to_host_async()
             pending = _read(pending, hooks)
             pending = (step, metrics)
-            if hooks.is_due(step) or step == stop:
+            if not overlap or hooks.is_due(step) or step == stop:
                 pending = _read(pending, hooks)
+            if not overlap:
+                time.sleep(PAUSE)
         if hooks.is_due(step):
             hooks.on_step(step, state)
     return state
+
+
+def overlaps(compiled: jax.stages.Compiled) -> bool:
+    """Return whether steps may overlap: not where a CPU would hold large temporaries.
+
+    It gives each program in flight temporaries of its own, and frees them a moment
+    after it says that the program is done: one begun before then is given new ones, and
+    the process keeps all of them. There is no way to the device to hide, either.
+    """
+    if jax.default_backend() != "cpu":
+        return True
+    memory = compiled.memory_analysis()
+    return memory is None or memory.temp_size_in_bytes < LARGE
+
+
+def guarded(compiled: Callable, *names: str, expected: tuple) -> Callable:
+    """Return `compiled`, which tells which of its arguments is not what it was.
+
+    names: of its arguments; expected: their abstract trees. It raises UserError with
+    the path, what stands there and what should, of the leaves whose shape, dtype or
+    sharding is another; what else went wrong is raised as it is.
+    """
+
+    def call(*given):
+        try:
+            return compiled(*given)
+        except (TypeError, ValueError) as error:
+            told = changed(dict(zip(names, expected, strict=True)),
+                           dict(zip(names, given, strict=True)))  # fmt: skip
+            if not told:
+                raise
+            name, wanted, found = told[0]
+            more = f" and {len(told) - 1} more like it" if len(told) > 1 else ""
+            raise UserError(
+                f"{name} must stay {wanted}, for which the step was compiled; got "
+                f"{found}{more}. All steps take arguments of one shape, dtype and "
+                "sharding."
+            ) from error
+
+    return call
+
+
+def changed(expected: Any, given: Any) -> list[tuple[str, str, str]]:
+    """Return the path of each leaf that differs, what it should be and what it is."""
+    wanted, found = trees.leaves_by_path(expected), trees.leaves_by_path(given)
+    told = []
+    for name in {**wanted, **found}:
+        if name not in found:
+            told.append((name, _kind(wanted[name]), "nothing"))
+        elif name not in wanted:
+            told.append((name, "absent", _kind(found[name])))
+        elif _kind(wanted[name]) != _kind(found[name]):
+            told.append((name, _kind(wanted[name]), _kind(found[name])))
+        elif not _is_placed(found[name], wanted[name].sharding):
+            told.append((name, _cut(wanted[name].sharding), _cut(found[name].sharding)))
+    return told
+
+
+def _kind(leaf: Any) -> str:
+    """Return a leaf's dtype and shape, as float32[2,3]."""
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _cut(place: jax.sharding.Sharding) -> str:
+    """Return the mesh axes that cut each dim; the sharding where it has no mesh."""
+    return f"cut by {tuple(place.spec) if hasattr(place, 'spec') else place}"
+
+
+def _is_placed(leaf: Any, wanted: jax.sharding.Sharding | None) -> bool:
+    """Return whether a leaf is where it should be; one of the host goes anywhere."""
+    if wanted is None or not isinstance(leaf, jax.Array):
+        return True
+    return leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
 
 
 def _read(pending, hooks) -> None:
     if pending is None:
         return
     step, metrics = pending
-    numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    # A third of what `jax.device_get` takes, and the copies are under way already.
+    numbers = {name: float(np.asarray(value)) for name, value in metrics.items()}
     for name in ("train/loss", *numbers):
         if not math.isfinite(numbers[name]):
             raise DivergedError(name, numbers[name], step)

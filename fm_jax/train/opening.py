@@ -10,11 +10,12 @@ import jax
 from fm_jax import configfile, machine, trees
 from fm_jax.checkpoints import Checkpoints, size_bytes
 from fm_jax.errors import UserError
+from fm_jax.finetune import weights
 from fm_jax.models import counts
 from fm_jax.prepare import opened
 from fm_jax.prepare.opened import Data
 from fm_jax.runs import Run
-from fm_jax.train import compose
+from fm_jax.train import aims, feeds
 from fm_jax.train.beginning import Beginning
 from fm_jax.train.compose import Parts
 
@@ -55,14 +56,22 @@ def identity(raw: dict, workdir: Path) -> dict[str, object]:
     }
 
 
-def data_record(data: Data) -> dict[str, str | int]:
-    """Return digests of the tokenizer and of both splits' text, and the end id."""
-    return {
+def data_record(data: Data) -> dict[str, str | int | list]:
+    """Return digests of the tokenizer and of both splits' text, and the end id.
+
+    Of examples also what stands before a text and ends an answer, and the labels.
+    """
+    told = {
         "tokenizer": data.tokenizer.fingerprint,
         "end_id": data.tokenizer.end_id,
         "train_store": data.train.name,
         "eval_store": data.eval.name,
     }
+    if data.kind != "text":
+        told["begin_ids"] = list(data.begin_ids)
+        told["end_ids"] = list(data.end_ids)
+        told |= aims.answers_of(data).to_json()
+    return told
 
 
 def refuse_other_data(run: Run, old: dict, new: dict) -> None:
@@ -97,7 +106,7 @@ def refuse_shorter(run: Run, num_steps: int, saved: list[int]) -> None:
 
 def refuse_no_steps(num_steps: int, begins: Beginning | None) -> None:
     """Raise UserError when a run that goes on from another's step ends there."""
-    if begins and begins.start >= num_steps:
+    if begins and num_steps and begins.start >= num_steps:
         raise UserError(
             f"the duration must go beyond config.init.from, step {begins.start} of "
             f"{begins.path}; got {num_steps} steps, counted from that run's first. "
@@ -153,6 +162,7 @@ def record(
             "steps": parts.num_steps,
             "model": dataclasses.asdict(parts.config.model),
             "params": vars(counts.params(parts.config.model)),
+            "trained_params": num_trained(parts),
             "tokens_per_step": parts.tokens_per_step,
             "flops_per_token": parts.flops_per_token,
             "flops_per_token_6n": counts.flops_per_token_6n(parts.config.model),
@@ -166,7 +176,7 @@ def plan(parts: Parts, data: Data, run: Run) -> list[str]:
     """Return lines that say what is about to happen."""
     config = parts.config
     params = counts.params(config.model)
-    tokens = compose.tokens(data, parts.num_steps, config.train.batch_size)
+    tokens = feeds.tokens(data, parts.num_steps, config.train.batch_size)
     full = parts.num_steps * config.train.batch_size * config.data.max_length
     places = "tokens"
     if tokens < full:
@@ -175,20 +185,40 @@ def plan(parts: Parts, data: Data, run: Run) -> list[str]:
     held_out = data.eval
     rate = data.chain.entropy_rate() if data.chain else None
     known = "" if rate is None else f"; entropy rate {rate:.4f} nats/token"
+    plan = (
+        f"plan    {parts.num_steps:,} steps of {config.train.batch_size} x "
+        f"{config.data.max_length} {places} = {tokens:,.0f} tokens "
+        f"({tokens / corpus:.2f} epochs, {tokens / params.total:.2f} per parameter), "
+        f"{tokens * parts.flops_per_token:.2e} FLOPs"
+    )
     return [
         f"model   {params.total:,} parameters ({params.non_embedding:,} without "
         f"embedding and head), {config.model.vocab_size:,} ids",
         f"data    {corpus:,} tokens to train on, {held_out.num_targets:,} held out "
         f"({held_out.num_bytes:,} bytes){known}",
-        f"plan    {parts.num_steps:,} steps of {config.train.batch_size} x "
-        f"{config.data.max_length} {places} = {tokens:,.0f} tokens "
-        f"({tokens / corpus:.2f} epochs, {tokens / params.total:.2f} per parameter), "
-        f"{tokens * parts.flops_per_token:.2e} FLOPs",
+        *([plan] if parts.num_steps else []),
+        *_tuning(parts),
         f"memory  {size_bytes(parts.abstract) / 1e6:,.0f} MB of parameters and "
         f"optimizer, over mesh {dict(parts.layout.mesh.shape)}",
         *_mixture(parts, data),
+        *([f"kernel  attention: {parts.attention()}"] if parts.num_steps else []),
         f"run     {run.path}",
     ]
+
+
+def num_trained(parts: Parts) -> int:
+    """Return how many parameters a step changes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parts.abstract.params))
+
+
+def _tuning(parts: Parts) -> list[str]:
+    """Return what trains, where that is not everything."""
+    if not parts.num_steps:
+        return [f"trains  nothing: {parts.config.finetune.method}"]
+    if not weights.has_frozen(parts.tuning):
+        return []
+    first, *rest = parts.tuning.lines()
+    return [first.replace("trains ", "trains  ", 1), *(f"        {r}" for r in rest)]
 
 
 def _mixture(parts: Parts, data: Data) -> list[str]:

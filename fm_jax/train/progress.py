@@ -66,9 +66,11 @@ class Progress:
 
 def describe(shown: dict[str, float]) -> str:
     """Return the numbers of a step in one line; what is not known yet is left out."""
-    text = (
-        f"loss {shown['loss']:.3f} nats/token  {shown['bits_per_byte']:.3f} bits/byte"
-    )
+    text = f"loss {shown['loss']:.3f}"
+    if "bits_per_byte" in shown:
+        text += f" nats/token  {shown['bits_per_byte']:.3f} bits/byte"
+    if "accuracy" in shown:
+        text += f"  accuracy {shown['accuracy']:.3f}"
     if "mfu" in shown:
         text += f"  {shown['tokens_per_second']:,.0f} tokens/s  MFU {shown['mfu']:.0%}"
     return text

@@ -8,19 +8,20 @@ import jax
 
 from fm_jax import config as configs
 from fm_jax import configfile, meshes, sharding
-from fm_jax.checkpoints import Checkpoints, abstract_of, choose
+from fm_jax.checkpoints import Checkpoints, choose
 from fm_jax.errors import UserError
 from fm_jax.evaluation import likelihood
+from fm_jax.finetune import answers as asked
+from fm_jax.finetune import weights
+from fm_jax.finetune.answers import Answers
 from fm_jax.hf import carried
-from fm_jax.models import zoo
 from fm_jax.models.zoo import Model
 from fm_jax.prepare import opened
 from fm_jax.runs import Run
 from fm_jax.tokenizers import load as tokenizers
 from fm_jax.tokenizers.jsonfile import JsonTokenizer
 from fm_jax.tokenizers.protocol import Tokenizer
-from fm_jax.train import compose
-from fm_jax.train.step import make_eval_step
+from fm_jax.train import aims, compose, feeds, tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Restored:
     """The weights of one step of a run, on the mesh of `layout`.
 
     `params` are the averaged weights where the run keeps an average. `begin_ids` stand
-    before each text that the model is given, `end_ids` end one.
+    before each text that the model is given, `end_ids` end one. A model that was
+    fine-tuned to classify has its head, whose logits are of `answers.labels`.
     """
 
     config: configs.Config
@@ -39,6 +41,7 @@ class Restored:
     layout: sharding.Layout
     begin_ids: tuple[int, ...]
     end_ids: tuple[int, ...]
+    answers: Answers
 
     def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the ids of prompts, with what the model wants before them.
@@ -76,24 +79,21 @@ def load(
     if not run.checkpoints.is_dir():
         raise UserError(f"a run must have a checkpoint to read; got none in {path}.")
     compose.use_compile_cache(config.train.compile_cache)
-    model = zoo.build(config.model)
+    answers = Answers.from_record(record)
     layout = _layout(mesh or {})
-    places = sharding.tree_shardings(model.axes, model.abstract, layout)
-    with layout.active():
-        saved = Checkpoints(run.checkpoints)
-        chosen = choose(saved, step, path)
-        part = "ema" if record["config"]["train"]["ema_decay"] else "params"
-        params = saved.restore(chosen, {part: abstract_of(model.abstract, places)})
-        saved.close()
+    saved = Checkpoints(run.checkpoints)
+    chosen = choose(saved, step, path)
+    saved.close()
     return Restored(
         config,
         tokenizer,
-        model,
-        params[part],
+        asked.model(config.model, answers),
+        weights.read(path, chosen, layout=layout),
         chosen,
         layout,
         begin_ids=_begin_ids(run, record, tokenizer),
-        end_ids=_end_ids(run, tokenizer),
+        end_ids=_end_ids(run, record, tokenizer),
+        answers=answers,
     )
 
 
@@ -110,7 +110,8 @@ def evaluate(path: Path, step: str = "latest") -> dict[str, float]:
             "imported without any data. Train from it: --config.init.from."
         )
     held = load(path, step)
-    data = opened.open_data(held.config, lambda line: None)
+    config = held.config
+    data = opened.open_data(config, lambda line: None)
     if store != data.eval.name:
         raise UserError(
             f"the held-out text must be what {path} was trained with; got "
@@ -118,14 +119,31 @@ def evaluate(path: Path, step: str = "latest") -> dict[str, float]:
         )
     layout = held.layout
     count = layout.mesh.size
-    rows = -(-held.config.eval.batch_size // count) * count
-    loss_chunk, names = held.config.train.loss_chunk, data.eval.names
+    rows = -(-config.eval.batch_size // count) * count
+    held_out = data.eval
+    if aims.has_reference(config):
+        record = configfile.read_run(Run(path))
+        base, base_step = weights.base_of(Run(path), record)
+        held_out = tuned.referenced(
+            held_out,
+            held.model,
+            weights.read(base, base_step, layout=layout),
+            config,
+            layout=layout,
+            num_segments=data.num_segments,
+            run_id=record["resolved"]["init"]["run_id"],
+            step=base_step,
+            say=lambda line: None,
+        )
+    answers, names = aims.answers_of(data), data.eval.names
+    how = {"is_training": False, "is_plain": True}
+    sums_of = aims.objective(config, held.model, answers, names, **how)
     with layout.active():
         return likelihood.evaluate(
-            jax.jit(make_eval_step(held.model, loss_chunk=loss_chunk, names=names)),
+            jax.jit(lambda params, batch: sums_of(params, batch)[1]),
             held.params,
-            compose.held_out(data.eval.windows, rows, layout),
-            bayes=compose.held_out_bayes(data, rows),
+            feeds.held_out(held_out.windows, rows, layout),
+            bayes=feeds.held_out_bayes(data, rows),
             names=names,
         )
 
@@ -141,9 +159,12 @@ def _layout(given: Mapping[str, int]) -> sharding.Layout:
 def _begin_ids(run: Run, record: dict, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return what stands before a text: of our runs the end id, as in training.
 
+    Of a run that was trained on examples what stood before those.
     Of an imported one what its tokenizer.json puts there, as the `tokenizers` library
     does; where it has another kind of file, the id that the record calls the beginning.
     """
+    if "begin_ids" in record["data"]:
+        return tuple(record["data"]["begin_ids"])
     if carried.origin_of(run) is None:
         return (tokenizer.end_id,)
     if not isinstance(tokenizer, JsonTokenizer):
@@ -159,12 +180,12 @@ def _begin_ids(run: Run, record: dict, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(found[:at])
 
 
-def _end_ids(run: Run, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _end_ids(run: Run, record: dict, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the tokenizer's end id, and those that an import's files name beside it.
 
     A model tuned to chat ends a turn with another id than a document.
     """
-    found = {tokenizer.end_id}
+    found = {tokenizer.end_id, *record["data"].get("end_ids", ())}
     for name in (carried.CONFIG, carried.GENERATION):
         said = carried.read_json(run.path / "hf" / name, must=False)
         ids = said.get("eos_token_id")

@@ -4,12 +4,13 @@ import time
 
 import jax
 
+from fm_jax.finetune import weights
 from fm_jax.machine import git_state
 from fm_jax.models import counts
 from fm_jax.prepare.opened import Data
 from fm_jax.runs import Run
 from fm_jax.tables import schema
-from fm_jax.train import beginning, compose
+from fm_jax.train import beginning, feeds
 from fm_jax.train.compose import Parts
 
 
@@ -27,6 +28,9 @@ class Table:
         self.last: dict[str, float] = {}
         self.step = 0
         self.began = time.monotonic()
+        # Laws are of models that are trained as a whole, on text.
+        frozen = weights.has_frozen(parts.tuning)
+        self.is_kept = data.kind == "text" and not frozen and parts.num_steps > 0
         run.mend(schema.FILE)
 
     def note(self, step: int, numbers: dict[str, float]) -> None:
@@ -54,9 +58,11 @@ class Table:
 
     def _seen(self, num_steps: int) -> float:
         size = self.parts.config.train.batch_size
-        return compose.tokens(self.data, num_steps, size)
+        return feeds.tokens(self.data, num_steps, size)
 
     def _append(self, step: int, status: str, held_out: dict[str, float]) -> None:
+        if not self.is_kept:
+            return
         parts, config = self.parts, self.parts.config
         params = counts.params(config.model)
         tokens = beginning.tokens_at(step, self._seen, self.resolved["init"])

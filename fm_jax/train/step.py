@@ -10,54 +10,66 @@ import jax.numpy as jnp
 import optax
 
 from fm_jax import objectives, sharding
+from fm_jax.finetune.tuning import Tuning
 from fm_jax.models import routing
 from fm_jax.models.zoo import Model
 
 LN2 = math.log(2)
-NO_EXPERT_LOSSES = {"balance_loss": 0.0, "router_z_loss": 0.0}
+# Sums with a meaning of their own; a step's other sums become metrics, over `weight`.
+SUMS = ("nll", "weight", "correct", "bytes", "experts")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """Everything that a step changes. `ema` is an averaged copy of params, or None."""
+    """Everything that a step changes, and `frozen`, which it only reads.
+
+    `params` are those that train, and `ema` an averaged copy of them, or None.
+    """
 
     step: jax.Array
     params: dict
     opt_state: Any
     ema: dict | None
+    frozen: dict = dataclasses.field(default_factory=dict)
 
-    def weights(self) -> dict:
-        """Return the params to evaluate: the average where one is kept."""
-        return self.params if self.ema is None else self.ema
+    def weights(self) -> tuple[dict, dict]:
+        """Return what is evaluated: the average where one is kept, and the frozen."""
+        return (self.params if self.ema is None else self.ema), self.frozen
 
 
-def create(
-    model: Model, tx: optax.GradientTransformation, *, ema_decay: float
-) -> Callable[[jax.Array], TrainState]:
-    """Return the function of an rng that makes the state before the first step."""
+def begin(
+    tuning: Tuning, tx: optax.GradientTransformation, *, ema_decay: float
+) -> Callable[[dict, jax.Array], TrainState]:
+    """Return the function of a model's params and an rng that makes the first state.
 
-    def init(rng):
-        params = model.init(rng)
+    The rng draws what the params do not have: adapters.
+    """
+
+    def make(params, rng):
+        params, frozen = tuning.split(params, rng)
         ema = jax.tree.map(jnp.copy, params) if ema_decay else None
-        return TrainState(jnp.int32(0), params, tx.init(params), ema)
+        return TrainState(jnp.int32(0), params, tx.init(params), ema, frozen)
 
-    return init
+    return make
 
 
 def state_shardings(
-    abstract: TrainState, model: Model, layout: sharding.Layout
+    abstract: TrainState, tuning: Tuning, layout: sharding.Layout
 ) -> TrainState:
     """Return where each leaf of the state lives: all by the params' logical axes."""
-    params = sharding.tree_shardings(model.axes, model.abstract, layout)
+    params = sharding.tree_shardings(tuning.axes, tuning.abstract, layout)
     whole = layout.sharding()
     return TrainState(
         step=whole,
         params=params,
         opt_state=sharding.like_params(
-            abstract.opt_state, model.abstract, params, whole
+            abstract.opt_state, tuning.abstract, params, whole
         ),
         ema=None if abstract.ema is None else params,
+        frozen=sharding.tree_shardings(
+            tuning.frozen_axes, tuning.frozen_abstract, layout
+        ),
     )
 
 
@@ -68,12 +80,13 @@ def loss_sums(
     loss_chunk: int,
     num_components: int = 1,
     expert_losses: Mapping[str, float] | None = None,
+    is_text: bool = True,
 ) -> Callable:
     """Return f(params, batch) -> (summed loss in nats, sums), over weighted targets.
 
-    Sums: `nll`, `weight`, `correct`, `bytes`. Of several components (K) also
-    `component_nll`, `component_weight` and `component_bytes`, `[K]`, by what
-    `components` `[B]` in the batch says of each row.
+    Sums: `nll`, `weight`, `correct` and, where targets stand for text, `bytes`. Of
+    several components (K) also `component_nll`, `component_weight` and the like, `[K]`,
+    by what `components` `[B]` in the batch says of each row.
 
     expert_losses: the weights of `objectives.expert_losses`, whose value over the whole
     batch given is added to the loss of every target; of a model with experts the sums
@@ -101,61 +114,64 @@ def loss_sums(
             by_row=is_mixed,
         )
         if numbers and expert_losses is not None:
-            for name, value in objectives.expert_losses(numbers).items():
-                sums[name] = sums["weight"] * value
-                total = total + expert_losses[name] * sums[name]
-            sums["experts"] = numbers
+            total, sums = objectives.add_experts(total, sums, numbers, expert_losses)
         counted_BT = batch["target_bytes"] * (batch["loss_weights"] > 0)
-        sums |= {"bytes": jnp.sum(counted_BT).astype(jnp.float32)}
+        if is_text:
+            sums |= {"bytes": jnp.sum(counted_BT).astype(jnp.float32)}
         if is_mixed:
             by_row = {
                 "component_nll": sums.pop("row_nll"),
                 "component_weight": jnp.sum(batch["loss_weights"], axis=1),
-                "component_bytes": jnp.sum(counted_BT, axis=1).astype(jnp.float32),
+                "component_correct": sums.pop("row_correct"),
             }
-            sums |= _by_component(by_row, batch["components"], num_components)
+            if is_text:
+                by_row_B = jnp.sum(counted_BT, axis=1)
+                by_row["component_bytes"] = by_row_B.astype(jnp.float32)
+            components_B = batch["components"]
+            sums |= objectives.by_component(by_row, components_B, num_components)
         return total, sums
 
     return sums_of
 
 
 def make_train_step(
-    model: Model,
+    tuning: Tuning,
+    sums_of: Callable,
     tx: optax.GradientTransformation,
     rate: Callable,
     *,
     accumulation: int,
-    z_loss: float,
-    loss_chunk: int,
     ema_decay: float,
-    expert_losses: Mapping[str, float] = NO_EXPERT_LOSSES,
     balance_rate: float = 0.0,
     names: Sequence[str] = (),
+    dropout_seed: int | None = None,
 ) -> Callable:
     """Return f(state, batch) -> (state, metrics).
 
-    The gradient is that of the summed loss over all micro-batches, divided once by the
-    sum of weights: cutting a batch up changes nothing but rounding. Experts are an
-    exception: their balance loss is that of each micro-batch.
+    sums_of: the objective, as `loss_sums` gives one: f(params, batch) -> (summed loss,
+    sums), over the params that `tuning` joins. The gradient is that of the summed loss
+    over all micro-batches, divided once by the sum of weights: cutting a batch up
+    changes nothing but rounding. Experts are an exception: their balance loss is that
+    of each micro-batch.
 
-    expert_losses: see `loss_sums`. balance_rate: by which the step moves the balance of
-    experts, which nothing else moves, by the load of its whole batch.
+    balance_rate: by which the step moves the balance of experts, which nothing else
+    moves, by the load of its whole batch; where they are frozen it stays.
 
     names: of the components of a mixture. Of several, metrics have the loss and the
     tokens of each in this step, which the batch's `components` tell apart; the loss is
-    0 where there are no tokens: see `present`.
+    0 where there are no tokens: see `present`. dropout_seed: None where there is none.
     """
-    sums_of = loss_sums(
-        model,
-        z_loss=z_loss,
-        loss_chunk=loss_chunk,
-        num_components=len(names),
-        expert_losses=expert_losses,
-    )
-    grad_of = jax.value_and_grad(sums_of, has_aux=True)
+
+    def loss_of(params, frozen, batch, rng):
+        return sums_of(tuning.join(params, frozen, rng), batch)
+
+    grad_of = jax.value_and_grad(loss_of, has_aux=True)
 
     def train_step(state, batch):
-        grads, sums = _accumulated(grad_of, state.params, batch, accumulation)
+        rng = None
+        if dropout_seed is not None:
+            rng = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
+        grads, sums = _accumulated(grad_of, state, batch, rng, accumulation)
         weight = jnp.maximum(sums["weight"], 1e-9)
         grads = jax.tree.map(lambda g: g / weight, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -168,30 +184,30 @@ def make_train_step(
             ema = optax.incremental_update(params, ema, 1 - ema_decay)
         metrics = {
             "train/loss": sums["nll"] / weight,
-            "train/bits_per_byte": sums["nll"] / LN2 / jnp.maximum(sums["bytes"], 1),
             "train/accuracy": sums["correct"] / weight,
             "train/tokens": sums["weight"],
             "grads/norm": optax.tree.norm(grads),
             "optimizer/learning_rate": rate(state.step),
         }
+        if "bytes" in sums:
+            size = jnp.maximum(sums["bytes"], 1)
+            metrics["train/bits_per_byte"] = sums["nll"] / LN2 / size
         if "experts" in sums:
             metrics |= routing.metrics(sums["experts"])
-            metrics |= {f"train/{n}": sums[n] / weight for n in expert_losses}
+        for name, value in sums.items():
+            if name not in SUMS and not name.startswith("component_"):
+                metrics[f"train/{name}"] = value / weight
         if len(names) > 1:
             metrics |= _metrics_by_component(sums, names)
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        state = TrainState(state.step + 1, params, opt_state, ema, state.frozen)
+        return state, metrics
 
     return train_step
 
 
-def make_eval_step(
-    model: Model, *, loss_chunk: int, names: Sequence[str] = ()
-) -> Callable:
-    """Return f(params, batch) -> sums, see `loss_sums`; names: of the components."""
-    sums_of = loss_sums(
-        model, z_loss=0.0, loss_chunk=loss_chunk, num_components=len(names)
-    )
-    return lambda params, batch: sums_of(params, batch)[1]
+def make_eval_step(tuning: Tuning, sums_of: Callable) -> Callable:
+    """Return f((params, frozen), batch) -> sums, as `loss_sums` and its like give."""
+    return lambda weights, batch: sums_of(tuning.join(*weights), batch)[1]
 
 
 def present(metrics: dict[str, float]) -> dict[str, float]:
@@ -205,18 +221,17 @@ def present(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _rebalanced(params, before, load_LE, rate):
-    """Return params whose balance is that before the step, moved by the load alone."""
-    balance_LE = routing.rebalanced(before["blocks"]["mlp"]["balance"], load_LE, rate)
+    """Return params whose balance is that before the step, moved by the load alone.
+
+    Of layers whose balance is not among them nothing moves.
+    """
+    mlp = before.get("blocks", {}).get("mlp", {})
+    if "balance" not in mlp:
+        return params
+    balance_LE = mlp["balance"]
+    balance_LE = routing.rebalanced(balance_LE, load_LE[-len(balance_LE) :], rate)
     mlp = params["blocks"]["mlp"] | {"balance": balance_LE}
     return params | {"blocks": params["blocks"] | {"mlp": mlp}}
-
-
-def _by_component(by_row, components_B, num_components):
-    """Return `[K]` sums of `[B]` ones: together, so that devices talk once."""
-    rows_SB = jnp.stack(list(by_row.values()))  # S of the sums
-    is_of_BK = components_B[:, None] == jnp.arange(num_components)
-    sums_SK = jnp.sum(jnp.where(is_of_BK, rows_SB[:, :, None], 0), axis=1)
-    return dict(zip(by_row, sums_SK, strict=True))
 
 
 def _metrics_by_component(sums, names):
@@ -228,25 +243,31 @@ def _metrics_by_component(sums, names):
     return metrics
 
 
-def _accumulated(grad_of, params, batch, accumulation):
+def _accumulated(grad_of, state, batch, rng, accumulation):
     if accumulation == 1:
-        (_, sums), grads = grad_of(params, batch)
+        (_, sums), grads = grad_of(state.params, state.frozen, batch, rng)
         return grads, sums
 
     def cut(x):
         # Every device keeps its own rows: micro-batch a is rows a, a+A, a+2A, ...
         return jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1)
 
-    def body(carry, micro):
+    def one(number, micro):
+        mine = None if rng is None else jax.random.fold_in(rng, number)
+        (_, sums), grads = grad_of(state.params, state.frozen, micro, mine)
+        return grads, sums
+
+    def body(carry, turn):
+        number, micro = turn
         micro = {
             name: sharding.constrain(x, "rows", *[None] * (x.ndim - 1))
             for name, x in micro.items()
         }
-        (_, sums), grads = grad_of(params, micro)
-        return jax.tree.map(jnp.add, carry, (grads, sums)), None
+        return jax.tree.map(jnp.add, carry, one(number, micro)), None
 
     micro = {name: cut(x) for name, x in batch.items()}
-    one = jax.eval_shape(grad_of, params, {name: x[0] for name, x in micro.items()})
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (one[1], one[0][1]))
-    (grads, sums), _ = jax.lax.scan(body, zeros, micro)
-    return grads, sums
+    numbers = None if rng is None else jnp.arange(accumulation)
+    first = jax.tree.map(lambda x: x[0], (numbers, micro))
+    shapes = jax.eval_shape(one, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(body, zeros, (numbers, micro))[0]

@@ -94,3 +94,53 @@ def test_json_has_ids_and_log_probabilities():
     }
     plain = Written("", (), (), "stop")
     assert texts.as_json("", plain, str)["logprobs"] is None
+
+
+class _Held:
+    """What of a run prompts need."""
+
+    from fm_jax.tokenizers.plain import ByteTokenizer
+
+    tokenizer = ByteTokenizer()
+    begin_ids = (256,)
+
+    def prompts(self, given):
+        return [(*self.begin_ids, *text.encode()) for text in given]
+
+
+def _flags(path, **changes):
+    from fm_jax import flags
+    from fm_jax.commands import listed
+
+    given = {n: d for n, (d, _) in listed.COMMANDS["generate"].flags.items()}
+    return flags.Parsed(given | {"run": str(path)} | changes, [], "")
+
+
+def test_of_a_chat_a_prompt_is_what_a_user_says(tmp_path):
+    pytest.importorskip("jinja2")
+    from fm_jax.tokenizers import template
+
+    source = template.plain(_Held.tokenizer).text
+    (tmp_path / "chat_template.jinja").write_text(source)
+    flags = _flags(tmp_path, chat=True)
+    found = texts._prompts(_Held(), ["a", "b"], texts._template(tmp_path), flags)
+    assert found == [
+        (256, *f"User:\n{text}\n\nAssistant:\n".encode()) for text in ("a", "b")
+    ]
+    flags = _flags(tmp_path, chat=True, system="be brief")
+    (found,) = texts._prompts(_Held(), ["a"], texts._template(tmp_path), flags)
+    said = "System:\nbe brief\n\nUser:\na\n\nAssistant:\n"
+    assert found == (256, *said.encode())
+    assert texts._prompts(_Held(), ["a"], None, flags) == [(256, 97)]
+
+
+def test_a_chat_with_a_run_without_a_template_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"--chat needs a run with a chat template; got"
+    ):
+        texts.run(_flags(tmp_path, chat=True), [])
+
+
+def test_a_system_without_a_chat_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--system needs --chat"):
+        texts.run(_flags(tmp_path, system="be brief"), [])

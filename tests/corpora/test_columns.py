@@ -59,7 +59,7 @@ def test_a_row_without_text_is_refused(tmp_path):
     path = write(tmp_path / "a.parquet")
     assert refusal(texts, path) == (
         f"document must have text under data.text_field; got {path} row 3 (null in its "
-        f"place). Set --config.data.text_field or {SKIP}."
+        f"place). Set --config.data.text_field (of examples: data.fields) or {SKIP}."
     )
 
 

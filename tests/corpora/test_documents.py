@@ -98,7 +98,7 @@ SKIP = "--config.data.on_bad_text=skip"
         "broken JSON": "line must be a JSON object with text under data.text_field; "
         f"got p row 1 (why). Mend it, or set {SKIP}.",
         "missing text": "document must have text under data.text_field; got p row 1 "
-        f"(why). Set --config.data.text_field or {SKIP}.",
+        f"(why). Set --config.data.text_field (of examples: data.fields) or {SKIP}.",
         "NUL bytes": "text must hold no NUL; got p row 1 (why). Mend it, or set "
         f"{SKIP} or =replace.",
         "too long": "document must have at most data.max_document_bytes; got p row 1 "

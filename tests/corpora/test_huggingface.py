@@ -139,6 +139,43 @@ def test_another_process_reads_a_piece_by_the_spec_without_the_library(saved):
     ]
 
 
+def test_several_fields_are_a_json_object_labels_by_their_names(tmp_path):
+    import datasets
+
+    chats = [[{"role": "user", "content": f"hé {n}"}] * (n % 3) for n in range(31)]
+    made = table(TRAIN, messages=chats).cast_column(
+        "label", datasets.ClassLabel(names=[f"name {n}" for n in range(31)])
+    )
+    made.save_to_disk(tmp_path / "chats", num_shards=2)
+    source = talk(tmp_path / "chats", text_field=("messages", "label", "none"))
+    assert [json.loads(text) for text in read(source)] == [
+        {"messages": chat, "label": f"name {n}"} for n, chat in enumerate(chats)
+    ]
+    found, _ = met(talk(tmp_path / "chats", text_field=("label",), split="train[30:]"))
+    assert found == [("chats row 0", '{"label": "name 30"}')]
+    assert refusal(read, talk(tmp_path / "chats", text_field=("x", "y"))) == (
+        "data.fields must name fields of the data; got x, y, none of which is in "
+        f"{tmp_path}/chats: text, label, messages. Say where each stands: "
+        '--config.data.fields=\'(("name", "its field"), ...)\'.'
+    )
+
+
+def test_nulls_in_fields_of_many_batches_are_left_out(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "DEFAULT_MAX_BATCH_SIZE", 4)
+    answers = [None if n % 2 else f"a{n}" for n in range(31)]
+    made = table(TRAIN, answer=answers).map(lambda row: row, writer_batch_size=4)
+    made.save_to_disk(tmp_path / "small")
+    monkeypatch.setattr(documents, "PIECE_BYTES", 60)
+    source = talk(tmp_path / "small", text_field=("text", "answer"))
+    assert len(source.pieces("train")) > 4
+    assert [json.loads(text) for text in read(source)] == [
+        {"text": text} | ({"answer": answer} if answer else {})
+        for text, answer in zip(TRAIN, answers, strict=True)
+    ]
+
+
 def test_one_split_is_shared_out_by_a_hash_of_the_text(saved):
     source = talk(saved, eval_split="train")
     assert not source.is_held_out_apart
@@ -171,7 +208,8 @@ def test_missing_text_follows_the_policy(kind, tmp_path):
     assert read(source, on_bad_text="replace") == ["a", "b\ufffd", "c"]
     assert refusal(read, source) == (
         "document must have text under data.text_field; got odd row 1 (null in its "
-        "place). Set --config.data.text_field or --config.data.on_bad_text=skip."
+        "place). Set --config.data.text_field (of examples: data.fields) or "
+        "--config.data.on_bad_text=skip."
     )
 
 

@@ -227,11 +227,11 @@ def test_a_plan_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_a_full_disk_is_refused_and_nothing_half_written_is_left(tmp_path, monkeypatch):
-    class Full(packing._Growing):
+    class Full(packing.Growing):
         def finish(self):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packing, "_Growing", Full)
+    monkeypatch.setattr(packing, "Growing", Full)
     store = streams.store_of([5, 3, 9, 2])
     found = refusal(plan, store, "best_fit", 4, folder=tmp_path)
     path = tmp_path / packing._name(store, "best_fit", 4)

@@ -84,20 +84,44 @@ def test_a_model_that_knows_nothing_has_the_loss_of_a_uniform_guess():
     assert found["bits_per_byte"] == pytest.approx(math.log2(vocab) / 3, rel=1e-6)
 
 
+def _without_bytes(sums):
+    return {name: x for name, x in sums.items() if "bytes" not in name}
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_is_no_text_has_no_bits_per_byte(is_there):
+    text = [_sums(6.0, 2.0, 1.0, 5.0), _sums(3.0, 10.0, 6.0, 31.0)]
+    labels = [sums | {"bytes": 0.0} for sums in text]
+    if not is_there:
+        labels = [_without_bytes(sums) for sums in text]
+    found = likelihood.evaluate(_pass_through, {}, labels)
+    whole = likelihood.evaluate(_pass_through, {}, text)
+    assert whole.pop("bits_per_byte") > 0
+    assert found == whole
+
+
+def test_other_sums_are_metrics_when_divided_by_the_weight():
+    batches = [_sums(6.0, 2.0) | {"margin": -1.0}, _sums(3.0, 10.0) | {"margin": 4.0}]
+    found = likelihood.evaluate(_pass_through, {}, batches)
+    assert found.pop("margin") == 3 / 12
+    plain = [_sums(6.0, 2.0), _sums(3.0, 10.0)]
+    assert found == likelihood.evaluate(_pass_through, {}, plain)
+
+
 # ---- components of a mixture
 
 
-def _mixed_sums(nll, weight, num_bytes):
+def _mixed_sums(nll, weight, num_bytes, correct=(0.0, 0.0, 0.0)):
     """Return a batch's sums of three components, as device arrays."""
-    sums = {"nll": nll, "weight": weight, "bytes": num_bytes}
+    sums = {"nll": nll, "weight": weight, "bytes": num_bytes, "correct": correct}
     apart = {f"component_{n}": jnp.array(x, jnp.float32) for n, x in sums.items()}
-    return _sums(sum(nll), sum(weight), 0.0, sum(num_bytes)) | apart
+    return _sums(sum(nll), sum(weight), sum(correct), sum(num_bytes)) | apart
 
 
 def test_each_component_has_its_own_sums_divided_once():
     batches = [
-        _mixed_sums([6.0, 1.0, 0.0], [2.0, 4.0, 0.0], [5.0, 4.0, 0.0]),
-        _mixed_sums([3.0, 2.0, 0.0], [10.0, 8.0, 0.0], [31.0, 6.0, 0.0]),
+        _mixed_sums([6.0, 1.0, 0.0], [2.0, 4.0, 0.0], [5.0, 4.0, 0.0], [1.0, 2.0, 0]),
+        _mixed_sums([3.0, 2.0, 0.0], [10.0, 8.0, 0.0], [31.0, 6.0, 0.0], [6.0, 3.0, 0]),
     ]
     names = ("wiki", "code", "held/back")
     found = likelihood.evaluate(_pass_through, {}, batches, names=names)
@@ -107,10 +131,28 @@ def test_each_component_has_its_own_sums_divided_once():
     assert {n: x for n, x in found.items() if "/" in n} == {
         "loss/wiki": 9 / 12,
         "loss/code": 3 / 12,
+        "accuracy/wiki": 7 / 12,
+        "accuracy/code": 5 / 12,
         "bits_per_byte/wiki": pytest.approx(9 / math.log(2) / 36, rel=1e-15),
         "bits_per_byte/code": pytest.approx(3 / math.log(2) / 10, rel=1e-15),
         "tokens/wiki": 12.0,
         "tokens/code": 12.0,
+    }
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_components_that_are_no_text_have_no_bits_per_byte(is_there):
+    nll, weight, correct = [6.0, 1.0, 0.0], [2.0, 4.0, 0.0], [1.0, 3.0, 0.0]
+    batch = _mixed_sums(nll, weight, [0.0, 0.0, 0.0], correct)
+    batch = batch if is_there else _without_bytes(batch)
+    found = likelihood.evaluate(_pass_through, {}, [batch], names=("a", "b", "c"))
+    assert {n: x for n, x in found.items() if "/" in n} == {
+        "loss/a": 3.0,
+        "accuracy/a": 0.5,
+        "tokens/a": 2.0,
+        "loss/b": 0.25,
+        "accuracy/b": 0.75,
+        "tokens/b": 4.0,
     }
 
 

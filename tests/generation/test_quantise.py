@@ -81,3 +81,32 @@ def test_weights_are_cast_once_to_what_products_take(model_config):
     assert held["blocks"][0]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
     assert held["head"].dtype == jnp.bfloat16
     assert held["embedding"].dtype == held["final_norm"]["scale"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "is_tied, residual_dtype, expected",
+    [
+        (False, "bfloat16", "bfloat16"),
+        (True, "bfloat16", "bfloat16"),
+        (True, "float32", "float32"),
+        (False, "float32", "float32"),
+    ],
+)
+def test_embeddings_are_held_in_the_dtype_of_all_their_uses(
+    is_tied, residual_dtype, expected, model_config, random_params
+):
+    fields = {"positions": "learned", "tied_embeddings": is_tied}
+    dtypes = {"dtype": "bfloat16", "residual_dtype": residual_dtype}
+    built = zoo.build(model_config(**fields, **dtypes))
+    params = random_params(built.abstract)
+    held = quantise.prepared(built, params, int8=False)
+    assert held["embedding"].dtype == jnp.dtype(expected)
+    assert held["position_embedding"].dtype == jnp.dtype(residual_dtype)
+    rows = (jnp.array([[3, 1, 4, 1]]), jnp.array([4]), 5)
+
+    @jax.jit
+    def logits(params):
+        x_BD, _ = built.prefill(params, *rows[:2], 5)
+        return built.logits(params, x_BD[:, None])
+
+    np.testing.assert_array_equal(logits(held), logits(built.unstack(params)))

@@ -7,8 +7,9 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from fm_jax.hf import families, mapping, vocabulary
+from fm_jax.hf import families, importing, mapping, vocabulary
 from fm_jax.models.config import ModelConfig
+from fm_jax.runs import Run
 from fm_jax.tokenizers.plain import SymbolTokenizer
 
 DTYPES = {
@@ -96,3 +97,17 @@ def load(folder: Path) -> dict[str, np.ndarray]:
         for file in sorted(folder.glob("*.safetensors"))
         for name, tensor in load_file(file).items()
     }
+
+
+def bring(folder: Path, out: Path, tokenizer: str = "") -> Run:
+    """Make a run of a folder without a word."""
+    return importing.bring(
+        folder, out, tokenizer=tokenizer, command=["fm"], say=lambda line: None
+    )
+
+
+def edited(folder: Path, change, name: str = "config.json") -> None:
+    """Change a JSON file of a folder."""
+    fields = json.loads((folder / name).read_text())
+    change(fields)
+    (folder / name).write_text(json.dumps(fields))

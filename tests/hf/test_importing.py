@@ -14,19 +14,7 @@ from fm_jax.models import zoo
 from fm_jax.tokenizers import load, plain
 from fm_jax.train import restore
 from tests.hf import made
-
-
-def bring(folder, out, tokenizer=""):
-    return importing.bring(
-        folder, out, tokenizer=tokenizer, command=["fm"], say=lambda line: None
-    )
-
-
-def edited(folder, change, name="config.json"):
-    """Change a JSON file of a folder."""
-    fields = json.loads((folder / name).read_text())
-    change(fields)
-    (folder / name).write_text(json.dumps(fields))
+from tests.hf.made import bring, edited
 
 
 def resaved(folder, change):

@@ -121,3 +121,23 @@ def test_a_part_or_a_parameter_that_is_not_there_is_told(tmp_path):
     reader = pieces.Reader(tmp_path / "checkpoints", 0, "params", beside=tmp_path)
     with pytest.raises(UserError, match="the model's parameters; got no b/kernel in"):
         reader.shape("b/kernel")
+
+
+def test_what_is_held_in_memory_is_read_as_from_the_disk(tmp_path):
+    rng = np.random.default_rng(0)
+    leaf = rng.standard_normal((2, 3, 5), np.float32)
+    writer = pieces.Writer(tmp_path / "c", 0, {"a/b": leaf.shape}, {"a/b": 1})
+    for layer in range(2):
+        writer.write("a/b", (layer,), leaf[layer])
+    writer.close()
+    (tmp_path / "beside").mkdir()
+    disk = pieces.Reader(tmp_path / "c", 0, "params", beside=tmp_path / "beside")
+    held = pieces.Held({"a/b": leaf})
+    assert held.shape("a/b") == disk.shape("a/b")
+    for index, dtype in (((), np.float32), ((1,), np.float16)):
+        found = held.read("a/b", index, np.dtype(dtype))
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, disk.read("a/b", index, np.dtype(dtype)))
+    large = pieces.Held({"a": np.full((2, 3), 1e6, np.float32)})
+    with pytest.raises(UserError, match=r"a must fit float16; got values up to 1e\+06"):
+        large.read("a", (0,), np.dtype(np.float16))

@@ -1,4 +1,4 @@
-"""Tests of attention chunk by chunk, on one device, against whole scores."""
+"""Tests of attention in blocks and in chunks, on one device, against whole scores."""
 
 import functools
 
@@ -36,7 +36,22 @@ SINKS_N = np.array([-1.0, 0.5, 2.0, 4.0, -30.0, 30.0], np.float32)
 
 
 def _whole(q, k, v, sinks, labels, window, softcap):
-    """Return attention whose scores of a block of queries are all made at once."""
+    """Return attention by its formula: all scores at once, gradients by autodiff."""
+    times = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(x, times, axis=2) for x in (k, v))
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k, precision="highest")
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    seen_BTS = attend.visible(labels, labels, window)
+    scores = jnp.where(seen_BTS[:, None], scores, -1e30)
+    if sinks is not None:
+        column = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:3], 1))
+        scores = jnp.concatenate([scores, column], axis=-1)
+    probs = jax.nn.softmax(scores, axis=-1)[..., : k.shape[1]]
+    return jnp.einsum("bnts,bsnh->btnh", probs, v, precision="highest")
+
+
+def _blocks(q, k, v, sinks, labels, window, softcap):
     scores = {"sinks": sinks, "softcap": softcap, "dtype": jnp.float32}
     return attend.attend(q, k, v, labels, window, **scores)
 
@@ -54,24 +69,25 @@ def _gradients(do, inputs, sinks, labels, window, softcap, probe):
     return jax.jit(jax.grad(probed, argnums=of))(*inputs, sinks, window)
 
 
+@pytest.mark.parametrize("do", [_blocks, _flash])
 @pytest.mark.parametrize("num_kv_heads", [6, 2, 1])
 @pytest.mark.parametrize(
     "window, softcap, sinks",
     [(None, 0.0, None), (50, 0.0, SINKS_N), (None, 1.5, None), (None, 1.5, SINKS_N)],
     ids=["plain", "window-sinks", "softcap", "softcap-sinks"],
 )
-def test_chunks_give_what_whole_scores_give(num_kv_heads, window, softcap, sinks):
+def test_both_give_what_whole_scores_give(num_kv_heads, window, softcap, sinks, do):
     inputs, labels = _inputs(num_kv_heads), _labels()
     real_BT11 = (labels.segments > 0)[:, :, None, None]
     probe = np.random.default_rng(4).standard_normal((2, LENGTH, 6, 5)) * real_BT11
-    found = _flash(*inputs, sinks, labels, window, softcap)
+    found = do(*inputs, sinks, labels, window, softcap)
     expected = _whole(*inputs, sinks, labels, window, softcap)
     assert found.shape == probe.shape
     np.testing.assert_allclose(
         found * real_BT11, expected * real_BT11, rtol=0, atol=5e-6
     )
     every = zip(
-        _gradients(_flash, inputs, sinks, labels, window, softcap, probe),
+        _gradients(do, inputs, sinks, labels, window, softcap, probe),
         _gradients(_whole, inputs, sinks, labels, window, softcap, probe),
         strict=True,
     )
@@ -87,8 +103,8 @@ def test_no_scores_are_kept_for_the_backward_pass():
         _, pull = jax.vjp(lambda *x: do(*x, labels, None, 0.0), *inputs, SINKS_N)
         return max(leaf.size for leaf in jax.tree.leaves(pull))
 
-    assert kept(_whole) >= 2 * 6 * attend.BLOCK * LENGTH
-    assert kept(_flash) <= inputs[0].size
+    assert kept(_whole) >= 2 * 6 * LENGTH * LENGTH
+    assert max(kept(_blocks), kept(_flash)) <= inputs[0].size
 
 
 def test_no_array_holds_more_scores_than_a_pair_of_chunks_has(equations):

@@ -12,6 +12,7 @@ from fm_jax import meshes, sharding
 from fm_jax.compiled import estimates, program
 from fm_jax.models import cache as caches
 from fm_jax.models import zoo
+from tests.conftest import ARCHITECTURES
 from tests.models import reference
 
 ATOL = 2e-5  # of float32 logits that are O(1), against float64
@@ -327,3 +328,24 @@ def test_axes_and_shapes_are_those_of_the_params(architecture):
         params,
         is_leaf=is_axes,
     )
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+def test_stacks_of_layers_one_after_the_other_are_one_stack(
+    name, model_config, random_params
+):
+    fields = ARCHITECTURES[name] | {"num_layers": 4}
+    model = zoo.build(model_config(**fields))
+    params = random_params(model.abstract)
+    blocks = params["blocks"]
+    cuts = ((0, 1), (1, 3), (3, 4))
+    stacks = [jax.tree.map(lambda x, of=of: x[slice(*of)], blocks) for of in cuts]
+    tokens_BT = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    positions_BT = jnp.broadcast_to(jnp.arange(5), (2, 5))
+
+    @jax.jit
+    def hidden(params):
+        return model.hidden(params, tokens_BT, positions_BT, jnp.ones((2, 5), int))
+
+    found = hidden(params | {"blocks": tuple(stacks)})
+    jax.tree.map(np.testing.assert_array_equal, found, hidden(params))

@@ -30,6 +30,7 @@ PLAN = {
     "length": 8,
     "micro_batches": 3,
     "remat": "dots",
+    "attention": {"compiled": "splash", "there": "splash"},
     "tokens": 80,
     "epochs": None,
     "flops_per_step": {"6n": 1e6, "exact": 2e6, "compiled": 3e6},

@@ -15,6 +15,7 @@ FITS = {
     "length": 512,
     "micro_batches": 4,
     "remat": "names",
+    "attention": {"compiled": "splash", "there": "splash"},
     "tokens": 65_536_000,
     "epochs": 1.5,
     "flops_per_step": {"6n": 2.4e11, "exact": 2e11, "compiled": 2.5e11},
@@ -62,6 +63,7 @@ def test_a_plan_that_fits_is_told_whole():
         "steps     2,000 of 64 x 512 tokens = 6.55e+07 tokens (1.50 epochs, 54.61 per "
         "parameter)",
         "batch     4 micro-batches, remat names",
+        "attention splash",
         "FLOPs     a step: 2.4e+11 by 6N, 2e+11 exactly, 2.5e+11 as compiled (1.25 of "
         "exactly)",
         "memory    of a device",
@@ -83,6 +85,12 @@ def test_a_plan_that_fits_is_told_whole():
         "saves     checkpoints of 18 MB, through 5 MB of memory on each host",
         "compiled  in 12.3 s",
     ]
+
+
+def test_a_plan_says_what_attention_is_where_the_machine_is_another():
+    found = _changed(attention={"compiled": "chunks", "there": "cudnn"})
+    said = "attention cudnn on the GPU, chunks in what was compiled here"
+    assert said in show.lines(found)
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much():

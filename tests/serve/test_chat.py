@@ -7,8 +7,10 @@ import pytest
 from fm_jax.errors import UserError
 from fm_jax.serve import chat
 from fm_jax.serve.refused import Refused
-from fm_jax.serve.served import Served, special_encoder
+from fm_jax.serve.served import Served
 from fm_jax.tokenizers.jsonfile import JsonTokenizer
+from fm_jax.tokenizers.special import special_encoder
+from fm_jax.tokenizers.template import Template
 
 pytest.importorskip("jinja2")
 
@@ -89,7 +91,7 @@ def theirs(tokenizer_json):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_text_is_that_of_transformers(name, messages, theirs, tmp_path):
     values = {"thinking": True} if name == "json" else {}
-    found = chat.Template(TEMPLATES[name], SPECIAL, tmp_path)
+    found = Template(TEMPLATES[name], SPECIAL, tmp_path)
     assert found.render(tuple(messages), values) == theirs.apply_chat_template(
         messages,
         chat_template=TEMPLATES[name],
@@ -105,7 +107,7 @@ def test_ids_are_those_of_transformers(name, theirs, tokenizer_json, tmp_path):
     served = Served(
         name="m", created=0, capacity=999, vocab_size=300, tokenizer=tokenizer,
         encode_special=special_encoder(tokenizer), begin_ids=(0,), chat_begin_ids=(),
-        template=chat.Template(TEMPLATES[name], SPECIAL, tmp_path), end_ids=(1,),
+        template=Template(TEMPLATES[name], SPECIAL, tmp_path), end_ids=(1,),
     )  # fmt: skip
     from fm_jax.serve import requests
 
@@ -144,9 +146,9 @@ def test_a_template_is_found_where_imported_runs_have_it(tmp_path):
 
 def test_what_a_template_refuses_is_told_in_its_words(tmp_path):
     source = "{{ raise_exception(messages[0].role ~ '!') }}"
-    template = chat.Template(source, {}, tmp_path)
+    template = Template(source, {}, tmp_path)
     with pytest.raises(Refused, match="takes; it says: bot!"):
-        template.render(({"role": "bot", "content": "a"},), {})
+        chat.render(template, ({"role": "bot", "content": "a"},), {})
 
 
 @pytest.mark.parametrize(
@@ -161,18 +163,18 @@ def test_what_a_template_refuses_is_told_in_its_words(tmp_path):
     ],
 )
 def test_a_template_reaches_nothing_but_the_messages(source, tmp_path):
-    template = chat.Template(source, {}, tmp_path)
+    template = Template(source, {}, tmp_path)
     try:
-        text = template.render(({"role": "user", "content": "a"},), {})
+        text = chat.render(template, ({"role": "user", "content": "a"},), {})
     except Refused:
         return
     assert text == ""  # an attribute that it may not have is no attribute
 
 
 def test_a_value_may_not_stand_for_the_messages(tmp_path):
-    template = chat.Template("a", {}, tmp_path)
+    template = Template("a", {}, tmp_path)
     with pytest.raises(Refused, match="chat_template_kwargs must leave out messages"):
-        template.render((), {"messages": []})
+        chat.render(template, (), {"messages": []})
 
 
 def test_a_file_that_is_no_template_is_refused(tmp_path):
@@ -188,4 +190,23 @@ def test_a_missing_jinja_is_named_with_the_extra(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError, match=r"chats need jinja2.*fm_jax\[serve\]"):
-        chat.Template("a", {}, tmp_path)
+        Template("a", {}, tmp_path)
+
+
+def test_a_run_that_was_tuned_has_a_template_of_its_own(tmp_path):
+    kept = tmp_path / "hf"
+    kept.mkdir()
+    (kept / "chat_template.jinja").write_text("theirs")
+    assert chat.begin_ids(tmp_path, (7,)) == (7,)  # no import: it has no weights.json
+    (tmp_path / "chat_template.jinja").write_text('{% set eos_token = "E" %}\nown')
+    assert chat.find(tmp_path).render([]) == "own"
+    assert chat.begin_ids(tmp_path, (7,)) == ()  # it says all that a chat begins with
+
+
+def test_what_stands_before_a_chat_stands_there_once():
+    def encode(text):
+        return [*text.encode()]
+
+    assert chat.ids("ab", encode, (97,)) == (97, 98)
+    assert chat.ids("b", encode, (97,)) == (97, 98)
+    assert chat.ids("b", encode, ()) == (98,)

@@ -7,9 +7,10 @@ import pytest
 
 from fm_jax.serve import requests
 from fm_jax.serve.refused import Refused
-from fm_jax.serve.served import Served, special_encoder
+from fm_jax.serve.served import Served
 from fm_jax.tokenizers.plain import ByteTokenizer, SymbolTokenizer
 from fm_jax.tokenizers.protocol import Tokenizer
+from fm_jax.tokenizers.special import special_encoder
 
 
 def _served(tokenizer: Tokenizer | None = None, **changes) -> Served:

@@ -77,6 +77,23 @@ def test_base_has_exactly_the_keys_of_the_dataclasses_each_with_a_comment():
             "^base.model.embed_dim must divide by base.model.num_heads; got 32 and 3. "
             "Change one, or set --config.base.model.head_dim",
         ),
+        (
+            {"base__init__model": True, "base__init__from": "base"},
+            "^config.base.init.model must be False in a sweep.* own sizes.*got True",
+        ),
+        (
+            {"base__finetune__method": "bias", "base__init__from": "base"},
+            "^config.base.finetune.method must be full in a sweep.*; got 'bias'",
+        ),
+        (
+            {
+                "base__data__examples": "chat",
+                "base__data__source": "text",
+                "base__data__tokenizer": "bytes",
+                "base__data__packing": "best_fit",
+            },
+            "^config.base.data.examples must be text in a sweep.*; got 'chat'",
+        ),
         ({"base__model__embd_dim": 3}, "^config.base.model key must be .*'embed_dim'"),
         (
             {"base__data__source": "text", "base__data__tokenizer": "my.json"},

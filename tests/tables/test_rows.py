@@ -48,6 +48,12 @@ def test_rows_know_what_their_sweep_planned(tmp_path):
     assert (found.failed, found.begun, found.unstarted) == (["stopped"], 1, 1)
 
 
+def test_a_run_that_is_done_and_has_no_rows_is_not_waited_for(tmp_path):
+    runfolders.run(tmp_path / "tuned", [], DONE="20")
+    runfolders.run(tmp_path / "tuning", [])
+    assert rows.collect(tmp_path).begun == 1
+
+
 @pytest.mark.parametrize("below", ["", "runs", "runs/b"])
 def test_plans_are_found_from_any_folder_of_the_sweep(tmp_path, below):
     runfolders.sweep(tmp_path / "sweep")

@@ -343,6 +343,12 @@ def test_a_run_that_went_on_after_it_diverged_is_no_longer_diverged(tmp_path):
     assert points.loss.tolist() == [3.5, 3.5, 4.0, 3.75]
 
 
+def test_a_folder_of_runs_without_a_row_is_refused_in_a_line(tmp_path):
+    runfolders.run(tmp_path / "a", [])
+    with pytest.raises(UserError, match=r"came to its end; got none, but .*1 running"):
+        table.read(tmp_path)
+
+
 def test_the_untrained_model_is_no_point(tmp_path):
     runfolders.run(tmp_path / "a", [row("a", 0, loss=9.0), row("a", 40)])
     points = table.read(tmp_path, curves=True)

@@ -13,7 +13,7 @@ from fm_jax import config as configs
 from fm_jax import configfile, trees
 from fm_jax.models.config import REMAT_NAMES
 from fm_jax.prepare import opened
-from fm_jax.train import compose
+from fm_jax.train import compose, feeds
 
 ROWS, LENGTH, VOCAB, STEPS = 16, 24, 56, 3
 # Eight devices divide every dim that a preset cuts; the epsilons are large, so that
@@ -114,7 +114,7 @@ def _run(parts, start=None):
         for step in range(STEPS):
             state, metrics = parts.train_step(state, parts.put(_batch(step)))
             history.append(jax.device_get(metrics))
-        sums = parts.eval_step(state.params, parts.put(_batch(STEPS)))
+        sums = parts.eval_step(state.weights(), parts.put(_batch(STEPS)))
     assert parts.train_step._cache_size() == 1
     for found, expected in zip(
         jax.tree.leaves(state), jax.tree.leaves(parts.abstract), strict=True
@@ -300,8 +300,8 @@ def test_each_held_out_batch_has_the_best_loss_of_its_own_rows(
     data = opened.open_data(config, lambda line: None)
     assert len(data.eval) % ROWS  # so that the last batch is padded
     layout = compose.open_layout(config)
-    held = compose.held_out(data.eval.windows, ROWS, layout, max_batches=max_batches)
-    found = compose.held_out_bayes(data, ROWS, max_batches=max_batches)
+    held = feeds.held_out(data.eval.windows, ROWS, layout, max_batches=max_batches)
+    found = feeds.held_out_bayes(data, ROWS, max_batches=max_batches)
     for batch, nats in zip(held, found, strict=True):
         names = ("tokens", "targets", "loss_weights")
         expected = data.chain.bayes_nll(*(np.asarray(batch[n]) for n in names)).sum()
@@ -316,7 +316,7 @@ def test_other_text_has_no_best_loss_that_is_known(corpus, tmp_path):
     config = _config("dense", **given, data__cache_dir=str(tmp_path))
     data = opened.open_data(config, lambda line: None)
     assert data.eval_bayes is None
-    assert compose.held_out_bayes(data, ROWS) is None
+    assert feeds.held_out_bayes(data, ROWS) is None
 
 
 @pytest.mark.parametrize("packing", ["split", "best_fit", "single"])
@@ -333,14 +333,14 @@ def test_padding_is_no_token_of_a_duration(packing, corpus, tmp_path):
     config = _config("dense", **given, train__epochs=1.0)
     data = opened.open_data(config, lambda line: None)
     (windows,) = data.train.windows
-    row_tokens, count = compose.row_tokens(data), len(windows)
+    row_tokens, count = feeds.row_tokens(data), len(windows)
     total = windows.rows(np.arange(count))["loss_weights"].sum()
     if packing == "split":  # whose last row is taken for a full one
-        assert (row_tokens, compose.tokens(data, 7, 3)) == (length, 21 * length)
+        assert (row_tokens, feeds.tokens(data, 7, 3)) == (length, 21 * length)
         assert length * (count - 1) < total <= length * count
     else:
         assert row_tokens * count == pytest.approx(total, rel=1e-9)
-        assert compose.tokens(data, count, 3) == pytest.approx(3 * total, rel=1e-9)
+        assert feeds.tokens(data, count, 3) == pytest.approx(3 * total, rel=1e-9)
         assert (row_tokens < 0.9 * length) == (packing == "single")
     layout = compose.open_layout(config)
 

@@ -23,7 +23,7 @@ config = configs.check(flags.parse(COMMANDS["train"], argv)[1])
 from fm_jax.cluster import launchers, together
 together.start(launchers.find("", 0, -1, os.environ), timeout_seconds=60)
 from fm_jax.prepare import opened
-from fm_jax.train import compose
+from fm_jax.train import compose, feeds
 data = together.each(lambda: opened.open_data(config, print))
 layout = compose.open_layout(config)
 parts = compose.build(
@@ -31,7 +31,7 @@ parts = compose.build(
     corpus_tokens=data.train.num_targets, train_names=data.train.names,
 )
 rows = sharding.local_rows(config.train.batch_size, layout)
-for step, batch in enumerate(compose.train_batches(parts, data, start), start):
+for step, batch in enumerate(feeds.train_batches(parts, data, start), start):
     np.savez(f"{out}/{step}-{rows[0]}.npz", rows=rows, **batch)
 together.leave(0)
 """

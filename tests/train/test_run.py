@@ -18,7 +18,7 @@ from fm_jax.checkpoints import Checkpoints
 from fm_jax.corpora import sources
 from fm_jax.corpora import synthetic as synthetic_text
 from fm_jax.runs import Run
-from fm_jax.train import run as train_run
+from fm_jax.train import trainer as trainers
 
 
 @pytest.fixture(scope="module")
@@ -492,6 +492,12 @@ def synthetic(fm, tiny, tmp_path_factory) -> tuple[Run, str]:
     return Run(path), done.stderr
 
 
+def test_nothing_is_compiled_again_after_the_first_step(finished):
+    run, printed = finished
+    assert "first step after" in printed
+    assert "after the first step" not in (run.path / "log.txt").read_text()
+
+
 def test_a_run_on_a_known_source_stands_above_the_best_possible_loss(synthetic):
     run, printed = synthetic
     for split, count in (("eval", 6), ("final", 1)):
@@ -559,7 +565,7 @@ def test_evaluating_again_gives_the_same_excess(fm, synthetic):
 
 def test_a_loss_below_the_best_is_said_loudly():
     said = []
-    trainer = object.__new__(train_run._Trainer)
+    trainer = object.__new__(trainers.Trainer)
     trainer._say = said.append
     numbers = {"loss": 1.9, "bayes_loss": 2.0, "excess_loss": -0.1, "excess_se": 0.001}
     row = trainer._row("final", numbers | {"tokens": 1000.0})

@@ -10,6 +10,7 @@ import pytest
 
 from fm_jax import meshes, optimizers, sharding
 from fm_jax.compiled import estimates, program
+from fm_jax.finetune import tuning
 from fm_jax.models import zoo
 from fm_jax.train import step as steps
 
@@ -38,10 +39,32 @@ def batch():
     }
 
 
+NO_EXPERT_LOSSES = {"balance_loss": 0.0, "router_z_loss": 0.0}
+
+
 def _step(model, tx, **overrides):
-    options = {"accumulation": 1, "z_loss": 0.0, "loss_chunk": 0, "ema_decay": 0.0}
+    options = {"accumulation": 1, "ema_decay": 0.0} | overrides
+    objective = {
+        "z_loss": options.pop("z_loss", 0.0),
+        "loss_chunk": options.pop("loss_chunk", 0),
+        "expert_losses": options.pop("expert_losses", NO_EXPERT_LOSSES),
+        "num_components": len(options.get("names", ())),
+    }
+    sums_of = steps.loss_sums(model, **objective)
     rate = lambda step: 0.125 * (step + 1)  # noqa: E731
-    return steps.make_train_step(model, tx, rate, **options | overrides)
+    return steps.make_train_step(tuning.whole(model), sums_of, tx, rate, **options)
+
+
+def _eval_step(model, *, loss_chunk=0, names=()):
+    objective = {"loss_chunk": loss_chunk, "num_components": len(names)}
+    sums_of = steps.loss_sums(model, z_loss=0.0, **objective)
+    do = steps.make_eval_step(tuning.whole(model), sums_of)
+    return lambda params, batch: do((params, {}), batch)
+
+
+def _create(model, tx, *, ema_decay):
+    begin = steps.begin(tuning.whole(model), tx, ema_decay=ema_decay)
+    return lambda rng: begin(model.init(rng), rng)
 
 
 def _gradient(model, params, batch, **overrides):
@@ -93,26 +116,26 @@ def test_gradient_is_of_the_weighted_mean_over_all_tokens(model, batch, random_p
 
 def test_the_average_follows_the_weights(model, batch):
     tx = optax.sgd(0.5)
-    state = steps.create(model, tx, ema_decay=0.75)(jax.random.key(0))
+    state = _create(model, tx, ema_decay=0.75)(jax.random.key(0))
     _close(state.ema, state.params, rtol=0)
     before = state.params
     after, _ = jax.jit(_step(model, tx, ema_decay=0.75))(state, batch)
     expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, before, after.params)
     _close(after.ema, expected, rtol=1e-6, atol=1e-7)
-    assert after.weights() is after.ema
+    assert after.weights()[0] is after.ema
 
 
 def test_without_an_average_the_weights_are_the_params(model):
-    state = steps.create(model, optax.sgd(0.5), ema_decay=0.0)(jax.random.key(0))
+    state = _create(model, optax.sgd(0.5), ema_decay=0.0)(jax.random.key(0))
     assert state.ema is None
-    assert state.weights() is state.params
+    assert state.weights()[0] is state.params
 
 
 def test_evaluation_sums_are_those_of_training_without_z_loss(
     model, batch, random_params
 ):
     params = random_params(model.abstract)
-    sums = jax.jit(steps.make_eval_step(model, loss_chunk=0))(params, batch)
+    sums = jax.jit(_eval_step(model, loss_chunk=0))(params, batch)
     _, metrics = _gradient(model, params, batch, z_loss=0.5)
     loss = float(sums["nll"] / sums["weight"])
     assert loss == pytest.approx(float(metrics["train/loss"]), rel=1e-6)
@@ -158,7 +181,7 @@ def _only(batch, component):
 def by_themselves(model, mixed, random_params):
     """Return the evaluation sums of each component's rows, the rest without weight."""
     params = random_params(model.abstract)
-    do = jax.jit(steps.make_eval_step(model, loss_chunk=0))
+    do = jax.jit(_eval_step(model, loss_chunk=0))
     return [do(params, _only(mixed, k)) for k in range(len(NAMES))]
 
 
@@ -198,7 +221,7 @@ def test_evaluation_gives_the_sums_of_each_component(
     model, mixed, random_params, by_themselves
 ):
     params = random_params(model.abstract)
-    do = jax.jit(steps.make_eval_step(model, loss_chunk=5, names=NAMES))
+    do = jax.jit(_eval_step(model, loss_chunk=5, names=NAMES))
     found = do(params, mixed)
     for name in ("nll", "weight", "bytes"):
         expected = [sums[name] for sums in by_themselves]
@@ -207,7 +230,7 @@ def test_evaluation_gives_the_sums_of_each_component(
 
 def test_a_single_component_compiles_to_the_program_without_any(model, mixed):
     tx = optax.sgd(1.0)
-    state = jax.eval_shape(steps.create(model, tx, ema_decay=0.0), jax.random.key(0))
+    state = jax.eval_shape(_create(model, tx, ema_decay=0.0), jax.random.key(0))
     without = {name: x for name, x in mixed.items() if name != "components"}
     trains = [
         jax.jit(_step(model, tx, accumulation=2, **names)).lower(state, without)
@@ -215,9 +238,7 @@ def test_a_single_component_compiles_to_the_program_without_any(model, mixed):
     ]
     assert len({lowered.as_text() for lowered in trains}) == 1
     evals = [
-        jax.jit(steps.make_eval_step(model, loss_chunk=5, **names)).lower(
-            state.params, without
-        )
+        jax.jit(_eval_step(model, loss_chunk=5, **names)).lower(state.params, without)
         for names in ({}, {"names": ()}, {"names": ("wiki",)})
     ]
     assert len({lowered.as_text() for lowered in evals}) == 1
@@ -243,7 +264,7 @@ MESHES = {
 def _lowered(model, mixed, layout, **options):
     """Return the lowered train step of a batch on a mesh, and its arguments."""
     tx = optax.sgd(1.0)
-    state = steps.create(model, tx, ema_decay=0.0)(jax.random.key(3))
+    state = _create(model, tx, ema_decay=0.0)(jax.random.key(3))
     put = sharding.put_batch(mixed, len(mixed["tokens"]), layout)
     step = jax.jit(_step(model, tx, **options), out_shardings=layout.sharding())
     state = jax.device_put(state, layout.sharding())
@@ -265,8 +286,8 @@ def test_a_mesh_does_not_change_the_losses_of_components(
     with layout.active():
         lowered, arguments = _lowered(model, mixed, layout, **options)
         _, found = lowered.compile()(*arguments)
-    state = steps.create(model, optax.sgd(1.0), ema_decay=0.0)(jax.random.key(3))
-    do = jax.jit(steps.make_eval_step(model, loss_chunk=0))
+    state = _create(model, optax.sgd(1.0), ema_decay=0.0)(jax.random.key(3))
+    do = jax.jit(_eval_step(model, loss_chunk=0))
     for k, name in enumerate(NAMES):
         sums = do(state.params, _only(mixed, k))
         loss = sums["nll"] / max(sums["weight"], 1e-9)
@@ -290,7 +311,8 @@ def test_devices_talk_no_oftener_for_the_sums_of_components(mesh, model, mixed):
 
     (counts, size), (told_counts, told_size) = said(()), said(NAMES)
     assert told_counts == counts
-    assert told_size == size + 4 * 3 * len(NAMES)  # nats, weights and bytes of each
+    # Nats, weights, hits and bytes of each.
+    assert told_size == size + 4 * 4 * len(NAMES)
 
 
 # ---- a golden run
@@ -313,7 +335,7 @@ def test_golden_steps(model, batch):
         rate, mask, name="adamw", weight_decay=0.1, beta1=0.9, beta2=0.95,
         epsilon=1e-2, mu_dtype="float32", nu_dtype="float32", clip_norm=1.0,
     )  # fmt: skip
-    state = steps.create(model, tx, ema_decay=0.0)(jax.random.key(7))
+    state = _create(model, tx, ema_decay=0.0)(jax.random.key(7))
     step = jax.jit(_step(model, tx, z_loss=1e-3))
     losses = []
     for _ in range(4):
@@ -427,7 +449,7 @@ def test_the_balance_is_moved_by_the_load_and_by_nothing_else(
 
 def test_evaluation_leaves_the_losses_of_experts_out(sparse, batch, random_params):
     params = random_params(sparse.abstract)
-    sums = jax.jit(steps.make_eval_step(sparse, loss_chunk=0))(params, batch)
+    sums = jax.jit(_eval_step(sparse, loss_chunk=0))(params, batch)
     assert sums.keys() == {"nll", "weight", "correct", "bytes"}
     total, _ = steps.loss_sums(sparse, z_loss=0.0, loss_chunk=0)(params, batch)
     np.testing.assert_allclose(total, sums["nll"], rtol=1e-6)
@@ -435,7 +457,7 @@ def test_evaluation_leaves_the_losses_of_experts_out(sparse, batch, random_param
 
 def test_a_dense_model_compiles_to_the_program_without_experts(model, batch):
     tx = optax.sgd(1.0)
-    state = jax.eval_shape(steps.create(model, tx, ema_decay=0.0), jax.random.key(0))
+    state = jax.eval_shape(_create(model, tx, ema_decay=0.0), jax.random.key(0))
     texts = {
         jax.jit(_step(model, tx, **options)).lower(state, batch).as_text()
         for options in ({}, {"expert_losses": LOSSES, "balance_rate": 0.125})
@@ -452,7 +474,7 @@ def test_the_loss_knows_the_bias_of_the_head(sparse, batch, random_params):
     )
     log_probs = jax.nn.log_softmax(sparse.logits(params, x))
     nll = -jnp.take_along_axis(log_probs, batch["targets"][..., None], -1)[..., 0]
-    sums = steps.make_eval_step(sparse, loss_chunk=0)(params, batch)
+    sums = _eval_step(sparse, loss_chunk=0)(params, batch)
     np.testing.assert_allclose(
         sums["nll"], jnp.sum(nll * batch["loss_weights"]), rtol=1e-5
     )
@@ -472,12 +494,12 @@ def test_a_mesh_does_not_change_a_step_of_experts(mesh, sparse, mixed):
     batch = {n: x[:, :6] if x.ndim > 1 else x for n, x in mixed.items()}
     tx = optax.sgd(1.0)
     options = {"expert_losses": LOSSES, "balance_rate": 0.125, "accumulation": 2}
-    state = steps.create(sparse, tx, ema_decay=0.0)(jax.random.key(3))
+    state = _create(sparse, tx, ema_decay=0.0)(jax.random.key(3))
     expected, numbers = jax.jit(_step(sparse, tx, **options))(state, batch)
     sizes = meshes.sizes("ddp", {"data": -1} | EXPERT_MESHES[mesh], 8)
     layout = sharding.layout(meshes.make(sizes))
     abstract = jax.eval_shape(lambda: state)
-    places = steps.state_shardings(abstract, sparse, layout)
+    places = steps.state_shardings(abstract, tuning.whole(sparse), layout)
     whole = layout.sharding()
     with layout.active():
         put = sharding.put_batch(batch, len(batch["tokens"]), layout)

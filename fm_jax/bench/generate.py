@@ -1,4 +1,4 @@
-"""fm bench --generate: how fast texts are written, beside transformers in one run."""
+"""How fast texts are written: the prompt and new tokens, beside transformers."""
 
 import dataclasses
 import gc
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from fm_jax import machine
+from fm_jax.bench import ratios
 from fm_jax.config import Config
 from fm_jax.errors import UserError
 from fm_jax.generation.engine import Engine
@@ -43,6 +44,7 @@ def run(
     num_tokens: int = 224,
     rounds: int = 7,
     int8: bool = False,
+    vs: str = "transformers",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Return tokens/s of new ids by batch size, ours and transformers', in float32.
@@ -50,20 +52,19 @@ def run(
     The two write in turns, `rounds` times, from the same weights: those of a Llama of
     the config's sizes where the config's own model is none. Times are whole, of prompt
     and new tokens; `prefill_seconds` is ours until each text has its first token.
-    Ratios are those of each round's times, the median and its quartiles.
+    vs: "transformers", or "" for ours alone. Ratios are those of each round's times,
+    the median and its quartiles.
     """
     config, name = comparable(config, prompt_length + num_tokens)
     model = zoo.build(config)
     params = jax.jit(model.init)(jax.random.key(0))
     found = {"model": name, "prompt_tokens": prompt_length, "new_tokens": num_tokens}
-    try:
-        theirs, missing = load_theirs(config, params), ""
-    except ImportError as error:
-        theirs, missing = (
-            None,
-            f"no {error.name}: pip install fm_jax[parity]",
-        )
-    found["transformers"] = missing or _version()
+    theirs = None
+    if vs:
+        try:
+            theirs, found[vs] = load_theirs(config, params), _version()
+        except ImportError as error:
+            found[vs] = f"no {error.name}: pip install fm_jax[parity]"
     for batch in batches:
         say(f"batch {batch}: {rounds} rounds")
         task = Task(batch, prompt_length, num_tokens)
@@ -97,7 +98,11 @@ def comparable(config: ModelConfig, length: int) -> tuple[ModelConfig, str]:
 
 
 def llama_of(config: ModelConfig) -> dict[str, Any]:
-    """Return the fields of a Llama of a model's sizes."""
+    """Return the fields of a Llama of a model's sizes, with about as many weights.
+
+    Its MLP has three matrices; of a model whose MLP has two, it is a third narrower.
+    """
+    mlp_dim = config.mlp_dim if config.is_gated else -(-2 * config.mlp_dim // 3)
     theirs = {
         "model_type": "llama",
         "vocab_size": config.vocab_size,
@@ -107,7 +112,7 @@ def llama_of(config: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_dim,
+        "intermediate_size": mlp_dim,
         "rope_theta": 10_000.0,
         "tie_word_embeddings": config.tied_embeddings,
     }
@@ -196,25 +201,16 @@ def race(
     for name, seconds in times.items():
         found[f"{name}tokens_per_second_{after}"] = count / statistics.median(seconds)
         if theirs:
-            pairs = zip(their_times, seconds, strict=True)
-            ratios = [other / mine for other, mine in pairs]
-            low, median, high = _quartiles(ratios)
-            found[f"{name}ratio_{after}"] = median
-            found[f"{name}ratio_low_{after}"] = low
-            found[f"{name}ratio_high_{after}"] = high
+            pair = ratios.paired(their_times, seconds)
+            found[f"{name}ratio_{after}"] = pair["median"]
+            found[f"{name}ratio_low_{after}"] = pair["low"]
+            found[f"{name}ratio_high_{after}"] = pair["high"]
     if theirs:
         rate = count / statistics.median(their_times)
         found[f"transformers_tokens_per_second_{after}"] = rate
         found[f"same_text_{after}"] = texts[""] == other
     found[f"load_{after}"] = os.getloadavg()[0]
     return found
-
-
-def _quartiles(values: list[float]) -> tuple[float, float, float]:
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, median, high
 
 
 def _version() -> str:

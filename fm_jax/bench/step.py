@@ -1,22 +1,19 @@
-"""fm bench: how fast a config trains here, beside the ceiling of the same process."""
+"""fm bench step: how fast a config trains here, beside what the machine can do."""
 
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 
 from fm_jax import config as configs
 from fm_jax import machine, metrics
-from fm_jax.errors import UserError
+from fm_jax.bench import overhead
 from fm_jax.models import counts
 from fm_jax.prepare import opened
-from fm_jax.train import compose
+from fm_jax.train import compose, feeds, loop
 
 
 def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
@@ -34,7 +31,7 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
         config,
         layout,
         corpus_tokens=data.train.num_targets,
-        row_tokens=compose.row_tokens(data),
+        row_tokens=feeds.row_tokens(data),
         train_names=data.train.names,
         eval_names=data.eval.names,
     )
@@ -43,7 +40,7 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
         step_fn = parts.train_step.lower(
             parts.abstract, parts.abstract_batch(config.train.batch_size)
         ).compile()
-        batches = compose.train_batches(parts, data, 0)
+        batches = feeds.train_batches(parts, data, 0)
         seconds, waits = [], []
         for index in range(num_steps + 3):
             began = time.perf_counter()
@@ -57,6 +54,8 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
             if index >= 3:
                 seconds.append(time.perf_counter() - began)
                 waits.append(fetched - began)
+        on_host = [next(batches) for _ in range(2 * overhead.WARM_UP)]
+        host = overhead.host_seconds(parts, state, on_host, step_fn=step_fn)
     peak = max(peak, metrics.peak_flops(config.model.dtype)[0])
     tokens = parts.tokens_per_step
     median = statistics.median(seconds)
@@ -69,6 +68,7 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
         "ceiling_gflops_per_second": peak / 1e9,
         "ceiling_source": source,
         "mfu": flops / median / peak,
+        "host_seconds_per_step": host,
         "data_wait_fraction": sum(waits) / sum(seconds),
         "first_step_after_seconds": first_step,
         "compile_seconds": watch.seconds,
@@ -78,31 +78,40 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
     }
 
 
-def startup(config: configs.Config) -> dict[str, float]:
-    """Return seconds from a new process to its first step, compile cache cold and warm.
+def open_side(spec: dict[str, Any]) -> tuple[Callable[[], None], dict[str, Any]]:
+    """Return `spec["steps"]` steps on new random tokens, and what runs them."""
+    config = configs.check(spec["config"])
+    compose.use_compile_cache(config.train.compile_cache)
+    layout = compose.open_layout(config)
+    parts = compose.build(config, layout, corpus_tokens=2**30)
+    rng = np.random.default_rng(0)
+    rows, length = config.train.batch_size, config.data.max_length
+    place_BT = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    ones_BT = np.ones((rows, length), np.int32)
+    with parts.layout.active():
+        state = parts.init(jax.random.key(config.train.seed))
+        step_fn = parts.train_step.lower(
+            parts.abstract, parts.abstract_batch(rows)
+        ).compile()
 
-    Two processes take a step each: the first with an empty cache, the second with the
-    first one's. Raises UserError with what a process said that failed.
-    """
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "config.json")
-        path.write_text(json.dumps({"config": config.raw}))
-        env = dict(
-            os.environ,
-            JAX_COMPILATION_CACHE_DIR=f"{folder}/cache",
-            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-        )
-        command = [sys.executable, "-m", "fm_jax.cli", "bench", f"--config={path}"]
-        command += ["--steps=1", "--json", "--nostartup"]
-        for kind in ("cold", "warm"):
-            done = subprocess.run(
-                command, env=env, check=False, capture_output=True, text=True
-            )
-            if done.returncode:
-                said = (done.stderr.strip() or "nothing").splitlines()[-1]
-                raise UserError(f"a process to time must end well; got {said}")
-            numbers = json.loads(done.stdout)
-            for name in ("first_step_after_seconds", "compile_seconds"):
-                found[f"{kind}_{name}"] = numbers[name]
-    return found
+    overlap = loop.overlaps(step_fn)
+
+    def work():
+        nonlocal state
+        for _ in range(spec["steps"]):
+            ids = rng.integers(0, config.model.vocab_size, (rows, length + 1))
+            ids = ids.astype(np.int32)
+            batch = {
+                "tokens": ids[:, :-1],
+                "targets": ids[:, 1:],
+                "loss_weights": ones_BT.astype(np.float32),
+                "positions": place_BT,
+                "segment_ids": ones_BT,
+                "target_bytes": ones_BT,
+            }
+            state, numbers = step_fn(state, parts.put(batch))
+            float(numbers["train/loss"])
+            if not overlap:
+                time.sleep(loop.PAUSE)
+
+    return work, {"library": f"jax {jax.__version__}"}

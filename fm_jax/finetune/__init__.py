@@ -1,0 +1,1 @@
+"""Fine-tuning: what trains, what is held, heads, preferences, probes."""

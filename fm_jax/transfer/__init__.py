@@ -1,0 +1,1 @@
+"""Comparing methods of fine-tuning on one base: many runs, paired by their seeds."""

@@ -84,7 +84,7 @@ def _main(argv: list[str]) -> int:
         from fm_jax.hf import adopt
 
         raw = adopt.adopted(raw)
-    machine.quiet_tpu_compiler()
+    machine.skip_absent_tpu()
     return command.call(flags, raw, argv) or 0
 
 

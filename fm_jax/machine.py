@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import os
 import platform
 import resource
@@ -71,15 +72,22 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-def quiet_tpu_compiler() -> None:
-    """Keep libtpu, where it is installed without a TPU, from telling that none is.
+def skip_absent_tpu() -> None:
+    """Keep libtpu, where it is installed without a TPU, out of the way.
 
-    It is there to plan for TPUs, and jax asks it for devices whenever it starts.
+    It is there to plan for TPUs, and jax would ask it for devices whenever it starts:
+    0.15 s and 110 MB, and lines that say that there are none. Other accelerators come
+    as plugins of jax; where one is installed it is left alone.
     """
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-    if not any(file.read_text().strip() == GOOGLE for file in vendors):
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
+    has_one = any(file.read_text().strip() == GOOGLE for file in vendors)
+    # A container may hide the bus, not the devices that it was given.
+    if has_one or any(Path("/dev").glob("accel*")) or any(Path("/dev").glob("vfio")):
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if importlib.util.find_spec("jax_plugins") is None:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def seconds_since_start() -> float:

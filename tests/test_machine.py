@@ -1,6 +1,7 @@
 """Tests of what the process says of itself, its allocator, and how quiet it is."""
 
 import gc
+import importlib.util
 import os
 import pathlib
 import platform
@@ -209,29 +210,42 @@ def test_without_git_the_state_is_empty(tmp_path, monkeypatch):
 def devices(tmp_path, monkeypatch):
     """Return `devices(*vendors)`: the PCI devices that this machine then has."""
 
-    def pretend(*vendors):
+    def pretend(*vendors, given=(), plugin=False):
         for index, vendor in enumerate(vendors):
             (tmp_path / f"0000:00:{index:02d}.0").mkdir()
             (tmp_path / f"0000:00:{index:02d}.0" / "vendor").write_text(f"{vendor}\n")
-        known = {"/sys/bus/pci/devices": tmp_path}
+        (tmp_path / "dev").mkdir()
+        for name in given:
+            (tmp_path / "dev" / name).touch()
+        known = {"/sys/bus/pci/devices": tmp_path, "/dev": tmp_path / "dev"}
         monkeypatch.setattr(machine, "Path", known.__getitem__)
         monkeypatch.setattr(os, "environ", {"TPU_MIN_LOG_LEVEL": "0", "HOME": "/root"})
+        plugins = {"jax_plugins": object()} if plugin else {}
+        monkeypatch.setattr(importlib.util, "find_spec", plugins.get)
 
     return pretend
 
 
 @pytest.mark.parametrize("vendors", [(), ("0x8086",), ("0x10de", "0x8086")])
-def test_without_a_tpu_its_compiler_is_quiet_and_what_was_given_stays(vendors, devices):
-    devices(*vendors)
-    machine.quiet_tpu_compiler()
+@pytest.mark.parametrize("plugin", [False, True])
+def test_without_a_tpu_its_compiler_is_left_out_and_what_was_given_stays(
+    vendors, plugin, devices
+):
+    devices(*vendors, plugin=plugin)
+    machine.skip_absent_tpu()
     assert os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
-    assert os.environ == machine.QUIET | {"TPU_MIN_LOG_LEVEL": "0", "HOME": "/root"}
+    platforms = {} if plugin else {"JAX_PLATFORMS": "cpu"}
+    given = {"TPU_MIN_LOG_LEVEL": "0", "HOME": "/root"}
+    assert os.environ == machine.QUIET | platforms | given
     assert machine.QUIET["TPU_MIN_LOG_LEVEL"] != "0"
 
 
-def test_where_a_tpu_is_nothing_is_changed(devices):
-    devices("0x8086", "0x1ae0")
-    machine.quiet_tpu_compiler()
+@pytest.mark.parametrize(
+    "vendors, given", [(("0x8086", "0x1ae0"), ()), ((), ("accel0",)), ((), ("vfio",))]
+)
+def test_where_a_tpu_is_nothing_is_changed(vendors, given, devices):
+    devices(*vendors, given=given)
+    machine.skip_absent_tpu()
     assert os.environ == {"TPU_MIN_LOG_LEVEL": "0", "HOME": "/root"}
 
 

@@ -10,7 +10,7 @@ from fm_jax.models import flash, fused, ring
 from fm_jax.models.attend import Labels, attend, attend_cached, num_chunks
 from fm_jax.models.cache import LayerCache
 from fm_jax.models.config import ModelConfig
-from fm_jax.models.layers import Linear, Norm
+from fm_jax.models.layers import Linear, Norm, lean
 from fm_jax.models.positions import alibi_keys, alibi_queries, rotate
 from fm_jax.sharding import device, num_pieces
 
@@ -86,12 +86,13 @@ class Attention(nnx.Module):
         self.windows = tuple(sorted(set(config.windows())))
         self.config = config
 
-    def __call__(self, x_BTD, *, angles, labels: Labels, window):
+    def __call__(self, x_BTD, before, *, angles, labels: Labels, window):
         """Return the output and the keys and values that a cache would keep.
 
-        window: keys that a query sees, None for all.
+        They are of `before(x)`, which backward makes anew. window: keys that a query
+        sees, None for all.
         """
-        q_BTNH, k_BTKH, v_BTKH = self.project(x_BTD, angles)
+        q_BTNH, k_BTKH, v_BTKH = self.project(x_BTD, before, angles)
         kept = k_BTKH, v_BTKH
         if self.is_alibi:
             q_BTNH = alibi_queries(q_BTNH)
@@ -111,13 +112,15 @@ class Attention(nnx.Module):
             out_BTNH = fused.attend(*arrays, window, **how).astype(x_BTD.dtype)
         return self.out(out_BTNH), kept
 
-    def cached(self, x_B1D, *, angles, query: Labels, keys: Labels, cache: LayerCache):
+    def cached(
+        self, x_B1D, before, *, angles, query: Labels, keys: Labels, cache: LayerCache
+    ):
         """Return the output of one new token a row, and the cache with it written.
 
         keys: what the slots hold then. A window needs no mask: older tokens have no
         slot.
         """
-        q_B1NH, k_B1KH, v_B1KH = self.project(x_B1D, angles)
+        q_B1NH, k_B1KH, v_B1KH = self.project(x_B1D, before, angles)
         cache = cache.write(k_B1KH, v_B1KH, query.positions)
         k_BKSH = cache.k_BKSH
         if self.is_alibi:
@@ -127,11 +130,17 @@ class Attention(nnx.Module):
         out_B1NH = attend_cached(q_B1NH, k_BKSH, cache.v_BKSH, query, keys, **how)
         return self.out(out_B1NH.astype(x_B1D.dtype)), cache
 
-    def project(self, x_BTD, angles):
+    def project(self, x_BTD, before, angles):
         """Return queries, times the scale of scores, and keys and values."""
-        q_BTNH = checkpoint_name(self.query(x_BTD), "query")
-        k_BTKH = checkpoint_name(self.key(x_BTD), "key")
-        v_BTKH = checkpoint_name(self.value(x_BTD), "value")
+
+        def read(x):
+            h_BTD = before(x)
+            return self.query(h_BTD), self.key(h_BTD), self.value(h_BTD)
+
+        q_BTNH, k_BTKH, v_BTKH = lean(read)(x_BTD)
+        q_BTNH = checkpoint_name(q_BTNH, "query")
+        k_BTKH = checkpoint_name(k_BTKH, "key")
+        v_BTKH = checkpoint_name(v_BTKH, "value")
         if self.qk_norm:
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
         if angles is not None:

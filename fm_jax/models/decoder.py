@@ -15,9 +15,11 @@ from fm_jax.models.layers import MLP, Norm, lookup
 from fm_jax.models.moe import MoE
 from fm_jax.models.positions import rope_angles
 from fm_jax.products import matmul
-from fm_jax.sharding import constrain
+from fm_jax.sharding import constrain, device
 
 SEE_ALL = 1 << 30  # the window of a layer that has none
+# Layers in a turn of the scan, from so many bytes of residual stream, below a width.
+UNROLLED, UNROLLED_FROM, WIDE = 4, 1 << 20, 512
 
 
 class Block(nnx.Module):
@@ -57,22 +59,22 @@ class Block(nnx.Module):
     def __call__(self, x_BTD, *, labels: Labels, **context):
         """Return the stream, the keys and values to cache, and the MLP's numbers."""
 
-        def attend(h_BTD):
-            return self.attention(h_BTD, labels=labels, **context)
+        def attend(x_BTD, before):
+            return self.attention(x_BTD, before, labels=labels, **context)
 
         return self._around(x_BTD, attend, labels.segments)
 
     def cached(self, x_B1D, *, query: Labels, **context):
         """Return the stream of one new token a row, and the layer's cache with it."""
 
-        def attend(h_B1D):
-            return self.attention.cached(h_B1D, query=query, **context)
+        def attend(x_B1D, before):
+            return self.attention.cached(x_B1D, before, query=query, **context)
 
         return self._around(x_B1D, attend, query.segments)[:2]
 
     def _around(self, x_BTD, attend, segments_BT):
-        h_BTD = self.attention_norm(x_BTD) if self.has_in_norms else x_BTD
-        a_BTD, kept = attend(h_BTD)
+        before = self.attention_norm if self.has_in_norms else lambda x: x
+        a_BTD, kept = attend(x_BTD, before)
         a_BTD = checkpoint_name(a_BTD, "attention_out")
         if self.has_out_norms:
             a_BTD = self.attention_out_norm(a_BTD)
@@ -80,14 +82,12 @@ class Block(nnx.Module):
         if not self.is_parallel:
             read_BTD = x_BTD
         if self.has_in_norms and self.has_mlp_norm:
-            h_BTD = self.mlp_norm(read_BTD)
-        elif not self.has_in_norms:
-            h_BTD = read_BTD
+            before = self.mlp_norm
         numbers = {}
         if self.is_sparse:
-            m_BTD, numbers = self.mlp(h_BTD, segments_BT)
+            m_BTD, numbers = self.mlp(before(read_BTD), segments_BT)
         else:
-            m_BTD = self.mlp(h_BTD)
+            m_BTD = self.mlp(read_BTD, before)
         if self.has_out_norms:
             m_BTD = self.mlp_out_norm(m_BTD)
         x_BTD = constrain(x_BTD + m_BTD, "batch", "length", None)
@@ -185,7 +185,9 @@ class Decoder(nnx.Module):
         for blocks in stacks or (self.blocks,):
             of = slice(first, first + len(jax.tree.leaves(blocks)[0]))
             layers = (blocks, jnp.array(windows_L[of]), jnp.array(is_local_L[of]))
-            x_BTD, numbers = jax.lax.scan(body, x_BTD, layers)
+            x_BTD, numbers = jax.lax.scan(
+                body, x_BTD, layers, unroll=_layers_in_a_turn(x_BTD, config.remat)
+            )
             every.append(numbers)
             first = of.stop
         if len(every) > 1:
@@ -210,6 +212,20 @@ class Decoder(nnx.Module):
         if config.logits_softcap:
             flat = config.logits_softcap * jnp.tanh(flat / config.logits_softcap)
         return flat.reshape(*x_BTD.shape[:-1], config.vocab_size)
+
+
+def _layers_in_a_turn(x_BTD, remat: str) -> int:
+    """Return how many layers a turn of the scan over them has.
+
+    On a CPU one product of a narrow model does not fill the cores, and what a turn
+    keeps for its backward pass is copied into a stack and out again: with several
+    layers in a turn XLA has products to do at once, and less to copy. A wide model has
+    nothing of it, a small stream does not pay back what it takes to compile, and under
+    remat all layers of a turn would be made anew before the first is used.
+    """
+    is_narrow = x_BTD.shape[-1] < WIDE and x_BTD.nbytes >= UNROLLED_FROM
+    pays = device().platform == "cpu" and is_narrow and remat == "none"
+    return UNROLLED if pays else 1
 
 
 def _remat(body, policy: str, names: tuple[str, ...]):

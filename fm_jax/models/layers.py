@@ -48,12 +48,14 @@ lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def lean(function):
-    """Return a function of elements that keeps only its arguments for backward.
+    """Return a function that keeps only its arguments for its backward pass.
 
-    Left to itself, jax keeps what each step of it needs, and a scan over layers writes
-    all of that to memory: making it anew is cheaper than reading it again.
+    For what is made of elements, and may end in products, which are not done again.
+    Left to itself, jax keeps what each step needs, and a scan over layers writes all of
+    that to memory: making it anew is cheaper than reading it again.
     """
-    return jax.checkpoint(function, prevent_cse=False)
+    products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(function, prevent_cse=False, policy=products)
 
 
 class Linear(nnx.Module):
@@ -165,9 +167,20 @@ class MLP(nnx.Module):
         self.activation = config.activation
         self.is_gated = config.is_gated
 
-    def __call__(self, x_BTD):
-        up_BTF = checkpoint_name(self.up(x_BTD), "mlp_up")
+    def __call__(self, x_BTD, before=lambda x: x):
+        """Return the branch's output of `before(x)`, which backward makes anew."""
         if not self.is_gated:
-            return self.down(lean(ACTIVATIONS[self.activation])(up_BTF))
-        gate_BTF = checkpoint_name(self.gate(x_BTD), "mlp_gate")
-        return self.down(lean(GATED_ACTIVATIONS[self.activation])(gate_BTF, up_BTF))
+            activate = ACTIVATIONS[self.activation]
+            up_BTF = lean(lambda x: self.up(before(x)))(x_BTD)
+            up_BTF = checkpoint_name(up_BTF, "mlp_up")
+            return lean(lambda up: self.down(activate(up)))(up_BTF)
+        activate = GATED_ACTIVATIONS[self.activation]
+
+        def read(x):
+            h_BTD = before(x)
+            return self.gate(h_BTD), self.up(h_BTD)
+
+        gate_BTF, up_BTF = lean(read)(x_BTD)
+        gate_BTF = checkpoint_name(gate_BTF, "mlp_gate")
+        up_BTF = checkpoint_name(up_BTF, "mlp_up")
+        return lean(lambda gate, up: self.down(activate(gate, up)))(gate_BTF, up_BTF)

@@ -43,7 +43,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.model.embed_dim = width
         config.model.num_heads = heads
         config.model.vocab_size = vocab
-        config.train.loss_chunk = 128
+        if vocab > 4096:
+            config.train.loss_chunk = 128
     config.model.dtype = "float32" if variant in ON_CPU else "bfloat16"
     config.data.vocab_size = min(config.model.vocab_size, 4096)
     config.data.max_length = length

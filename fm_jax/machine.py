@@ -118,9 +118,16 @@ def memory_bytes() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """Return the most host memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Return the most host memory that this process has held.
+
+    Not what its parent held before it, which getrusage counts too.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def versions() -> dict[str, str]:

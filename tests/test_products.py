@@ -1,5 +1,7 @@
 """Tests of the one matrix product and its backward pass."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,34 @@ def test_bfloat16_products_round_operands_and_keep_float32_sums(shapes):
     expected_b = np.swapaxes(_rounded(a), -1, -2) @ d_out
     np.testing.assert_allclose(d_a, expected_a, rtol=0, atol=1e-5)
     np.testing.assert_allclose(d_b, expected_b, rtol=0, atol=1e-5)
+
+
+LARGE = [
+    ((130, 136), (136, 144)),
+    ((130, 144), (144, 24)),
+    ((2, 3, 130, 136), (2, 3, 136, 24)),
+]
+
+
+@pytest.mark.parametrize("shapes", LARGE)
+def test_large_products_of_bfloat16_go_by_rows_and_equal_those_of_rounded_operands(
+    shapes,
+):
+    a, b, probe = _operands(shapes)
+    slopes = jax.jit(jax.grad(_probed(probe, "bfloat16"), argnums=(0, 1)))
+    d_out = _rounded(probe)
+    expected = (
+        d_out @ np.swapaxes(_rounded(b), -1, -2),
+        np.swapaxes(_rounded(a), -1, -2) @ d_out,
+    )
+    for slope, other in zip(slopes(a, b), expected, strict=True):
+        np.testing.assert_allclose(slope, other, atol=1e-6 * np.abs(other).max())
+    text = slopes.lower(a, b).compile().as_text()
+    summed = re.findall(
+        r" dot\(.*lhs_contracting_dims=\{(\d)\}.*rhs_contracting_dims=\{(\d)\}", text
+    )
+    last = len(shapes[0]) - 1
+    assert summed == [(str(last), str(last - 1))] * 2
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
             parts.abstract, parts.abstract_batch(config.train.batch_size)
         ).compile()
         batches = feeds.train_batches(parts, data, 0)
+        pause = 0 if loop.overlaps(step_fn) else loop.PAUSE  # as in training
         seconds, waits = [], []
         for index in range(num_steps + 3):
             began = time.perf_counter()
@@ -48,6 +49,7 @@ def step(config: configs.Config, *, num_steps: int, say) -> dict[str, float]:
             fetched = time.perf_counter()
             state, numbers = step_fn(state, batch)
             jax.block_until_ready(numbers)
+            time.sleep(pause)
             if index == 0:
                 first_step = machine.seconds_since_start()
                 peak, source = metrics.peak_flops(config.model.dtype)

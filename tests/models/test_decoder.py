@@ -1,5 +1,6 @@
 """Tests of the decoder as a whole, against the reference in NumPy."""
 
+import collections
 import dataclasses
 import functools
 
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 
 from fm_jax import meshes, sharding
-from fm_jax.models import zoo
+from fm_jax.models import decoder, zoo
 from fm_jax.models.attend import BLOCK, Labels
 from fm_jax.models.config import (
     BIASES,
@@ -349,10 +350,10 @@ def test_scan_over_layers_equals_a_loop(model_config, random_params):
 
     @jax.jit
     def loop(params):
-        decoder = nnx.merge(graph, params)
-        block_graph, stacked = nnx.split(decoder.blocks)
-        x_BTD = decoder.embedding[...][tokens_BT]
-        angles, local = decoder.angles(labels.positions)
+        model = nnx.merge(graph, params)
+        block_graph, stacked = nnx.split(model.blocks)
+        x_BTD = model.embedding[...][tokens_BT]
+        angles, local = model.angles(labels.positions)
         for layer in range(config.num_layers):
             one = jax.tree.map(lambda leaf, i=layer: leaf[i], stacked)
             is_local = layer % 2 == 0
@@ -362,7 +363,7 @@ def test_scan_over_layers_equals_a_loop(model_config, random_params):
                 angles=local if is_local else angles,
                 window=jnp.int32(3) if is_local else None,
             )
-        return decoder.logits(decoder.final_norm(x_BTD))
+        return model.logits(model.final_norm(x_BTD))
 
     scanned_BTV = _logits(model, params, *rows)
     np.testing.assert_allclose(scanned_BTV, loop(params), rtol=0, atol=1e-5)
@@ -408,3 +409,48 @@ def test_logits_do_not_depend_on_the_mesh(model_config, random_params):
     np.testing.assert_allclose(
         np.asarray(logits_BTV)[real_BT], expected_BTV[real_BT], rtol=0, atol=ATOL
     )
+
+
+def test_several_layers_make_a_turn_where_they_are_narrow(
+    monkeypatch, model_config, random_params, equations
+):
+    def turns(**fields):
+        model = zoo.build(model_config(**fields))
+        rows = _packed_rows(37, (11,))
+        jaxpr = jax.make_jaxpr(lambda params: model.hidden(params, *rows))(
+            model.abstract
+        )
+        scans = [e.params for e in equations(jaxpr) if e.primitive.name == "scan"]
+        return [p["unroll"] for p in scans if p["length"] == 3]
+
+    assert turns() == [1]  # so short a row has little to copy
+    config = model_config()
+    params = random_params(zoo.build(config).abstract)
+    one_by_one = _probed_gradient(config)(params)
+    monkeypatch.setattr(decoder, "UNROLLED_FROM", 0)
+    monkeypatch.setattr(decoder, "UNROLLED", 2)
+    assert turns() == [2]
+    assert turns(remat="full") == [1]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        _probed_gradient(config)(params),
+        one_by_one,
+    )
+    monkeypatch.setattr(decoder, "WIDE", 12)
+    assert turns() == [1]
+
+
+def test_a_layer_keeps_its_products_for_the_backward_pass_and_nothing_made_of_them(
+    model_config,
+):
+    model = zoo.build(model_config())
+    rows = _packed_rows(37, (2, 9))
+
+    def pull(params):
+        return jax.vjp(lambda params: model.hidden(params, *rows)[0], params)[1]
+
+    kept = collections.Counter(
+        leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(pull, model.abstract))
+    )
+    assert kept[3, 1, 11, 20] == 2  # gate and up, not what the activation makes of them
+    assert kept[3, 1, 11, 12] == 2  # the stream before both norms, not after

@@ -13,6 +13,7 @@ FLOORS = [
     ["errors", "durations", "machine", "products", "caches"],
     [
         "trees",
+        "digests",
         "cluster",
         "accelerators",
         "meshes",
@@ -39,7 +40,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # Within a floor or a folder, a file may use those that stand before it here.
 ORDER = {
-    "": ["errors", "durations", "machine", "products", "caches", "trees",
+    "": ["errors", "durations", "machine", "products", "caches", "trees", "digests",
          "accelerators", "meshes",
          "sharding", "logits", "objectives", "runs", "optimizers", "metrics",
          "checkpoints", "configfile", "sections", "demands", "combinations", "config",
@@ -47,7 +48,7 @@ ORDER = {
     "bench": ["ratios", "race", "versus", "nanogpt_like", "overhead", "step", "child",
               "startup", "generate", "checkpoint", "fit", "table"],
     "commands": ["command", "bench", "texts", "runs", "laws", "data", "serving",
-                 "weights", "verdicts", "tuning", "listed"],
+                 "weights", "verdicts", "tuning", "checkpoints", "listed"],
     "prepare": ["vocabulary", "ready", "tuned", "opened", "show", "rates", "styles",
                 "toys", "command"],
     "finetune": ["rules", "lora", "parts", "tuning", "heads", "answers", "flops",

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from fm_jax.sharding import is_one_cpu
+
 MANY_ROWS = 128  # so many make turning an operand round worth it
 
 
@@ -110,9 +112,8 @@ def matmul(a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 def _product(a, b, dtype):
     a, b = a.astype(dtype), b.astype(dtype)
-    if dtype == jnp.bfloat16 and a.shape[-2] >= MANY_ROWS:
-        rows = jnp.matmul(_by_rows(a), _by_rows(b), preferred_element_type=jnp.float32)
-        return _by_rows(rows)
+    if dtype == jnp.bfloat16 and a.shape[-2] >= MANY_ROWS and is_one_cpu():
+        a, b = _by_rows(a), _by_rows(b)
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
@@ -120,12 +121,10 @@ def _by_rows(x):
     """Return x as a CPU's products of bfloat16 want it: row after row in memory.
 
     Of a transpose that is only meant XLA computes in float32, at half the rate; turning
-    it round costs a fraction of that. Other devices take either.
+    it round costs a fraction of that. Other devices take either. Where a mesh cuts
+    arrays it would be wrong: XLA fetches the whole of what has its layout prescribed.
     """
-    rows = Layout(tuple(range(x.ndim)))
-    return jax.lax.platform_dependent(
-        x, cpu=lambda x: with_layout_constraint(x, rows), default=lambda x: x
-    )
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _forward(a, b, dtype):

@@ -368,6 +368,13 @@ def device() -> jax.Device:
     return jax.devices()[0] if held is None else held.mesh.devices.flat[0]
 
 
+def is_one_cpu() -> bool:
+    """Return whether what is traced here is for a CPU as one device."""
+    held = _ACTIVE.get()
+    size = jax.device_count() if held is None else held.mesh.size
+    return size == 1 and device().platform == "cpu"
+
+
 def num_pieces() -> int:
     """Return into how many pieces `cut_rows` cuts a row here."""
     held = _ACTIVE.get()

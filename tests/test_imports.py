@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / "fm_jax"
 
 FLOORS = [
-    ["errors", "durations", "machine", "products", "caches"],
+    ["errors", "durations", "machine", "caches"],
     [
         "trees",
         "digests",
@@ -18,6 +18,7 @@ FLOORS = [
         "accelerators",
         "meshes",
         "sharding",
+        "products",
         "logits",
         "objectives",
         "runs",
@@ -40,11 +41,11 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # Within a floor or a folder, a file may use those that stand before it here.
 ORDER = {
-    "": ["errors", "durations", "machine", "products", "caches", "trees", "digests",
+    "": ["errors", "durations", "machine", "caches", "trees", "digests",
          "accelerators", "meshes",
-         "sharding", "logits", "objectives", "runs", "optimizers", "metrics",
-         "checkpoints", "configfile", "sections", "demands", "combinations", "config",
-         "report", "flags", "cli"],
+         "sharding", "products", "logits", "objectives", "runs", "optimizers",
+         "metrics", "checkpoints", "configfile", "sections", "demands", "combinations",
+         "config", "report", "flags", "cli"],
     "bench": ["ratios", "race", "versus", "nanogpt_like", "overhead", "step", "child",
               "startup", "generate", "checkpoint", "fit", "table"],
     "commands": ["command", "bench", "texts", "runs", "laws", "data", "serving",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fm_jax import products
+from fm_jax import meshes, products, sharding
 from fm_jax.products import Adapted, Eight, matmul
 
 SHAPES = [((5, 7), (7, 3)), ((2, 4, 5, 7), (2, 4, 7, 3))]
@@ -78,19 +78,39 @@ def test_large_products_of_bfloat16_go_by_rows_and_equal_those_of_rounded_operan
 ):
     a, b, probe = _operands(shapes)
     slopes = jax.jit(jax.grad(_probed(probe, "bfloat16"), argnums=(0, 1)))
+    with _layout(1).active():
+        compiled = slopes.lower(a, b).compile()
     d_out = _rounded(probe)
     expected = (
         d_out @ np.swapaxes(_rounded(b), -1, -2),
         np.swapaxes(_rounded(a), -1, -2) @ d_out,
     )
-    for slope, other in zip(slopes(a, b), expected, strict=True):
+    for slope, other in zip(compiled(a, b), expected, strict=True):
         np.testing.assert_allclose(slope, other, atol=1e-6 * np.abs(other).max())
-    text = slopes.lower(a, b).compile().as_text()
+    text = compiled.as_text()
     summed = re.findall(
         r" dot\(.*lhs_contracting_dims=\{(\d)\}.*rhs_contracting_dims=\{(\d)\}", text
     )
     last = len(shapes[0]) - 1
     assert summed == [(str(last), str(last - 1))] * 2
+
+
+def test_large_products_of_bfloat16_fetch_nothing_where_rows_are_cut():
+    a, b, probe = _operands(((512, 136), (136, 144)))
+    layout = _layout(4)
+    rows, whole = layout.sharding("data", None), layout.sharding()
+    with layout.active():
+        slopes = jax.jit(jax.grad(_probed(probe, "bfloat16"), argnums=(0, 1)))
+        given = jax.device_put(a, rows), jax.device_put(b, whole)
+        text = slopes.lower(*given).compile().as_text()
+    assert "all-gather" not in text
+    assert "all-reduce" in text
+
+
+def _layout(num_devices):
+    """Return a layout that cuts the batch over some simulated devices."""
+    sizes = meshes.sizes("ddp", {}, num_devices)
+    return sharding.layout(meshes.make(sizes, devices=jax.devices()[:num_devices]))
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,6 @@ class UserError(ValueError):
     """A mistake the user can mend: one line on stderr and exit status 2."""
 
 
-class DamagedError(UserError):
-    """A checkpoint that is not what was saved: the user must choose another."""
-
-    def __init__(self, path: object, what: str):
-        super().__init__(
-            f"a checkpoint must be what was saved; got {path}, where {what}. Choose "
-            "another --step; fm checkpoint verify says which are good."
-        )
-
-
 class DivergedError(RuntimeError):
     """Training left the finite numbers: exit status 76, so that nothing restarts it."""
 

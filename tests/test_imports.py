@@ -13,7 +13,6 @@ FLOORS = [
     ["errors", "durations", "machine", "caches"],
     [
         "trees",
-        "digests",
         "cluster",
         "accelerators",
         "meshes",
@@ -41,7 +40,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # Within a floor or a folder, a file may use those that stand before it here.
 ORDER = {
-    "": ["errors", "durations", "machine", "caches", "trees", "digests",
+    "": ["errors", "durations", "machine", "caches", "trees",
          "accelerators", "meshes",
          "sharding", "products", "logits", "objectives", "runs", "optimizers",
          "metrics", "checkpoints", "configfile", "sections", "demands", "combinations",
@@ -49,7 +48,7 @@ ORDER = {
     "bench": ["ratios", "race", "versus", "nanogpt_like", "overhead", "step", "child",
               "startup", "generate", "checkpoint", "fit", "table"],
     "commands": ["command", "bench", "texts", "runs", "laws", "data", "serving",
-                 "weights", "verdicts", "tuning", "checkpoints", "listed"],
+                 "weights", "verdicts", "tuning", "listed"],
     "prepare": ["vocabulary", "ready", "tuned", "opened", "show", "rates", "styles",
                 "toys", "command"],
     "finetune": ["rules", "lora", "parts", "tuning", "heads", "answers", "flops",

@@ -128,8 +128,8 @@ class Trainer:
     ) -> tuple[TrainState, int]:
         """Return the state to go on from and its step."""
         found = together.on_main(saved.steps) if goes_on else []
-        if not found:
-            self.run.rewind(0)
+        step = found[-1] if found else 0
+        self.run.rewind(step)
         params = None
         if begins and not begins.with_optimizer:
             with self.clock.phase("restore"):
@@ -139,13 +139,7 @@ class Trainer:
             self._look_back(params, begins)
         if found:
             with self.clock.phase("restore"):
-                step, state = saved.newest(
-                    lambda step: beginning.restored(self.parts, saved, step, params),
-                    self._say,
-                )
-                for place in saved.set_aside(step) if step < found[-1] else ():
-                    self._say(f"  what is there of it is now {place}")
-            self.run.rewind(step)
+                state = beginning.restored(self.parts, saved, step, params)
             self._say(f"Going on from step {step:,} of {self.run.path}")
             return state, step
         if params is not None:

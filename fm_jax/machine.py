@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import datetime
 import gc
 import importlib.util
 import os
@@ -141,6 +142,16 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def started(command: list[str]) -> dict[str, object]:
+    """Return what a run's history keeps of a start: when, how and of which code."""
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "git": git_state(),
+        "versions": versions(),
+    }
 
 
 def git_state() -> dict[str, object]:

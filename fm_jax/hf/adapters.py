@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fm_jax import jsonfiles
 from fm_jax.errors import UserError, unknown
 from fm_jax.hf import carried, header
 from fm_jax.hf.lowrank import Low
@@ -119,7 +120,7 @@ def read(folder: Path) -> Adapter:
     Raises UserError, which names the key, module or tensor, on all that is no plain
     LoRA of products.
     """
-    config = carried.read_json(folder / CONFIG)
+    config = jsonfiles.read(folder / CONFIG)
     _check(config)
     rank = _whole(config, "r")
     alpha = _real(config, "lora_alpha", config.get("lora_alpha", 8))

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from fm_jax import caches, configfile
+from fm_jax import caches, configfile, jsonfiles
 from fm_jax.errors import UserError
 from fm_jax.hf import carried, described
 from fm_jax.runs import RECORD, Run
@@ -50,7 +50,7 @@ def is_checkpoint(path: Path) -> bool:
     if not (path / carried.CONFIG).is_file():
         return False
     try:
-        fields = carried.read_json(path / carried.CONFIG)
+        fields = jsonfiles.read(path / carried.CONFIG)
     except UserError:
         return False
     return "model_type" in fields and not fields.keys() >= RECORD

@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fm_jax.errors import UserError, reason
+from fm_jax import jsonfiles
+from fm_jax.errors import UserError
 from fm_jax.runs import Run
 from fm_jax.tokenizers import load as tokenizers
 from fm_jax.tokenizers.protocol import Tokenizer
@@ -42,24 +43,6 @@ class Origin:
     kinds: dict[str, str]
 
 
-def read_json(file: Path, *, must: bool = True) -> dict[str, Any]:
-    """Return a JSON object; {} where there is no file and none `must` be.
-
-    Raises UserError on anything else.
-    """
-    if not must and not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} must be a JSON file to read; got {reason(error)}."
-        ) from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file} must hold a JSON object; got {str(found)[:40]!r}.")
-    return found
-
-
 def write_json(file: Path, fields: dict[str, Any]) -> None:
     """Write a JSON object, as people read it."""
     text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
@@ -85,8 +68,8 @@ def origin_of(run: Run) -> Origin | None:
     folder = run.path / "hf"
     if not (folder / WEIGHTS).exists():
         return None
-    said = read_json(folder / WEIGHTS)
-    config = read_json(folder / CONFIG)
+    said = jsonfiles.read(folder / WEIGHTS)
+    config = jsonfiles.read(folder / CONFIG)
     return Origin(folder, said["family"], config, said["names"], said["kinds"])
 
 
@@ -114,7 +97,7 @@ def tokenizer_of(folder: Path, given: str, config: dict) -> Tokenizer:
 
 def special_id(folder: Path, config: dict, name: str) -> int | None:
     """Return bos_token_id or the like of a checkpoint, of several the first."""
-    for fields in (config, read_json(folder / GENERATION, must=False)):
+    for fields in (config, jsonfiles.read(folder / GENERATION, must=False)):
         ids = fields.get(name)
         first = ids[0] if isinstance(ids, list) and ids else ids
         if type(first) is int and first >= 0:
@@ -124,7 +107,7 @@ def special_id(folder: Path, config: dict, name: str) -> int | None:
 
 def _end(folder: Path, config: dict) -> tuple[str, int]:
     """Return the token that ends a document and its id; "" and -1 where not said."""
-    token = read_json(folder / TOKENIZER_CONFIG, must=False).get("eos_token")
+    token = jsonfiles.read(folder / TOKENIZER_CONFIG, must=False).get("eos_token")
     if isinstance(token, dict):  # an added token, with how it strips
         token = token.get("content")
     index = special_id(folder, config, "eos_token_id")

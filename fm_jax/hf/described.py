@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fm_jax import configfile
+from fm_jax import configfile, jsonfiles
 from fm_jax.hf import carried, families, vocabulary
 from fm_jax.hf.family import Family
 from fm_jax.tokenizers.jsonfile import JsonTokenizer
@@ -39,7 +39,7 @@ def read(folder: Path, tokenizer: str = "") -> Described:
     tokenizer: a tokenizer's file, or bytes, where the folder's is not to be used.
     Raises UserError on a config.json that is no decoder of ours, or without tokenizer.
     """
-    theirs = carried.read_json(folder / carried.CONFIG)
+    theirs = jsonfiles.read(folder / carried.CONFIG)
     family, fields = families.read(theirs)
     text = carried.tokenizer_of(folder, tokenizer, theirs)
     is_bytes = tokenizer == "bytes"

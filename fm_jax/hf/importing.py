@@ -1,7 +1,6 @@
 """A checkpoint folder of theirs becomes a run of ours."""
 
 import dataclasses
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,12 +103,7 @@ def _record(raw, model, text, folder: Path, theirs: dict, out: Path, command) ->
         },
         "history": [
             {
-                "time": datetime.datetime.now(datetime.UTC).isoformat(
-                    timespec="seconds"
-                ),
-                "command": command,
-                "git": machine.git_state(),
-                "versions": machine.versions(),
+                **machine.started(command),
                 "devices": [],
                 "mesh": {},
                 "imported": str(folder.absolute()),

@@ -1,6 +1,5 @@
 """A run of LoRA becomes an adapter folder of theirs, and such a folder a run."""
 
-import datetime
 import math
 import re
 from collections.abc import Callable
@@ -226,12 +225,7 @@ def _record(chosen: Chosen, adapter: Adapter, updates, folder, out, command) -> 
         "data": base["data"] | {"train_store": "", "eval_store": ""},
         "history": [
             {
-                "time": datetime.datetime.now(datetime.UTC).isoformat(
-                    timespec="seconds"
-                ),
-                "command": command,
-                "git": machine.git_state(),
-                "versions": machine.versions(),
+                **machine.started(command),
                 "devices": [],
                 "mesh": {},
                 "imported": str(folder.absolute()),

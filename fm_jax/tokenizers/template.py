@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fm_jax import jsonfiles
 from fm_jax.errors import UserError, reason
 from fm_jax.tokenizers import jinja, special
 from fm_jax.tokenizers.protocol import Tokenizer
@@ -194,12 +195,12 @@ def find(
     tokens: special tokens, where the files do not say them; `how` as of `Template`.
     Raises UserError on a file that is not what it should be.
     """
-    kept = _fields(folder / "tokenizer_config.json")
+    kept = jsonfiles.read(folder / "tokenizer_config.json", must=False)
     tokens = (tokens or {}) | special_tokens(folder)
     beside = folder / FILE
     if beside.exists():
         return Template(read(beside), tokens, beside, **how)
-    older = _fields(folder / "chat_template.json")
+    older = jsonfiles.read(folder / "chat_template.json", must=False)
     source = kept.get("chat_template") or older.get("chat_template")
     if isinstance(source, list):  # several, by name
         named = {t.get("name"): t.get("template") for t in source}
@@ -211,7 +212,7 @@ def find(
 
 def special_tokens(folder: Path) -> dict[str, str]:
     """Return the special tokens of a tokenizer_config.json by their names."""
-    kept, found = _fields(folder / "tokenizer_config.json"), {}
+    kept, found = jsonfiles.read(folder / "tokenizer_config.json", must=False), {}
     for name in SPECIAL:
         token = kept.get(name)
         token = token.get("content") if isinstance(token, dict) else token
@@ -228,21 +229,6 @@ def read(file: Path) -> str:
         raise UserError(
             f"a chat template must be a text file; got {file} ({reason(error)})."
         ) from error
-
-
-def _fields(file: Path) -> dict[str, Any]:
-    """Return a JSON object; {} where there is no file."""
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} must be a JSON file to read; got {reason(error)}."
-        ) from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file} must hold a JSON object; got {str(found)[:40]!r}.")
-    return found
 
 
 def _both_names(message: Message) -> Message:

@@ -1,7 +1,6 @@
 """Before the first step: may this run begin here, and what it says of itself."""
 
 import dataclasses
-import datetime
 import shutil
 from pathlib import Path
 
@@ -142,10 +141,7 @@ def record(
     raw = parts.config.raw
     run_id = configfile.run_id(path, raw, init)
     start = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "git": machine.git_state(),
-        "versions": machine.versions(),
+        **machine.started(command),
         "devices": [str(device) for device in jax.devices()],
         "mesh": dict(parts.layout.mesh.shape),
     }

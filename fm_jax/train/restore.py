@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from fm_jax import config as configs
-from fm_jax import configfile, meshes, sharding
+from fm_jax import configfile, jsonfiles, meshes, sharding
 from fm_jax.checkpoints import Checkpoints, choose
 from fm_jax.errors import UserError
 from fm_jax.evaluation import likelihood
@@ -187,7 +187,7 @@ def _end_ids(run: Run, record: dict, tokenizer: Tokenizer) -> tuple[int, ...]:
     """
     found = {tokenizer.end_id, *record["data"].get("end_ids", ())}
     for name in (carried.CONFIG, carried.GENERATION):
-        said = carried.read_json(run.path / "hf" / name, must=False)
+        said = jsonfiles.read(run.path / "hf" / name, must=False)
         ids = said.get("eos_token_id")
         ids = ids if isinstance(ids, list) else [ids]
         found |= {index for index in ids if type(index) is int and index >= 0}

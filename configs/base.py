@@ -186,6 +186,7 @@ def get_config() -> ConfigDict:
     train.router_z_loss = 0.001  # ... and of their router's logsumexp squared
     # By how much a step moves each expert's balance towards an even load; 0: not.
     train.balance_rate = 0.0
+    train.max_skips = 3  # steps in a row that may change nothing, not being finite
     train.compile_cache = "~/.cache/fm_jax/jax"  # of compiled programs; "": none
 
     config.mesh = mesh = ConfigDict()

@@ -1,19 +1,29 @@
 """Checkpoints through Orbax: asynchronous, sharded, restored on any mesh.
 
 A checkpoint holds `params`, `ema` (where kept) and `optimizer` apart, so that the
-weights alone can be read. Only this file knows Orbax.
+weights alone can be read, and a digest of each leaf, for Orbax itself does not see a
+flipped bit. Only this file knows Orbax.
 """
 
 import errno
+import json
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from fm_jax.errors import UserError
+from fm_jax import digests
+from fm_jax.cluster import together
+from fm_jax.errors import DamagedError, UserError, reason
 
+METADATA = "_CHECKPOINT_METADATA"  # a step's file of what Orbax keeps beside arrays
+DIGESTS = "digests"  # in it: path to digest
+# What Orbax and what it reads with raise where files are cut short, gone or not theirs.
+READ_ERRORS = (ValueError, KeyError, OSError, TypeError)
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_DISK_WORDS = ("No space left", "quota exceeded", "File too large")
 
@@ -67,10 +77,12 @@ class Checkpoints:
         Raises UserError when this save or the one before it found no room on disk.
         """
         self.wait()
+        # Before Orbax copies: the digests are of what is on the devices.
+        told = {DIGESTS: digests.of(parts)}
         try:
             # A copy: Orbax puts the metrics into the dict that it is given.
             self._orbax.save_checkpointables_async(
-                step, dict(parts), force=True, metrics=metrics
+                step, dict(parts), force=True, metrics=metrics, custom_metadata=told
             )
         except Exception as error:
             raise _explained(error, self.path) from error
@@ -83,13 +95,97 @@ class Checkpoints:
             raise _explained(error, self.path) from error
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """Return the named parts of `step`, placed as the abstract leaves say."""
+        """Return the named parts of `step`, placed as the abstract leaves say.
+
+        Raises UserError where there is no such step, and DamagedError where its files
+        cannot be read or what they hold is not what was saved. Steps that were saved
+        before there were digests are taken as they are read.
+        """
         if step not in self.steps():
             raise UserError(
                 f"a step to read must be one of the saved steps {self.steps()} of "
                 f"{self.path.parent}; got {step}."
             )
-        return self._orbax.load_checkpointables(step, abstract)
+        before = self.digests(step)
+        try:
+            found = self._orbax.load_checkpointables(step, abstract)
+        except READ_ERRORS as error:
+            raise DamagedError(self.path / str(step), reason(error)) from error
+        if others := digests.changed(before, digests.of(found)):
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            raise DamagedError(
+                self.path / str(step), f"{others[0]}{more} is not what was saved"
+            )
+        return found
+
+    def digests(self, step: int) -> dict[str, int]:
+        """Return the digests of a step by path; {} where it was saved without.
+
+        Raises DamagedError where they cannot be read.
+        """
+        try:
+            told = self._orbax.checkpointables_metadata(step).custom_metadata
+        except READ_ERRORS as error:
+            raise DamagedError(self.path / str(step), reason(error)) from error
+        return (told or {}).get(DIGESTS, {})
+
+    def sign(self, step: int, found: dict[str, int]) -> None:
+        """Give a saved step other digests: its arrays were written by other means."""
+        file = self.path / str(step) / METADATA
+        told = json.loads(file.read_text())
+        told["custom_metadata"] = {DIGESTS: found}
+        beside = file.with_name(f".{METADATA}.writing")
+        beside.write_text(json.dumps(told))
+        os.replace(beside, file)
+
+    def newest(
+        self, read: Callable[[int], Any], say: Callable[[str], None]
+    ) -> tuple[int, Any]:
+        """Return the newest step that `read` can read, and what it returns.
+
+        Damaged steps are told to `say` and left as they are. Raises DamagedError, of
+        the newest, where all are.
+        """
+        first = None
+        for step in reversed(self.steps()):
+            try:
+                return step, read(step)
+            except DamagedError as error:
+                first = first or error
+                say(f"WARNING: {error}")
+        raise first
+
+    def check(self, step: int) -> bool:
+        """Read all of `step` on one device; return whether it has digests.
+
+        Raises DamagedError as `restore` does.
+        """
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        try:
+            parts = self._orbax.checkpointables_metadata(step).metadata
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), parts
+            )
+        except READ_ERRORS as error:
+            raise DamagedError(self.path / str(step), reason(error)) from error
+        self.restore(step, abstract)
+        return bool(self.digests(step))
+
+    def set_aside(self, after: int) -> list[Path]:
+        """Move the steps after one beside the checkpoints; return where they are now.
+
+        They are damaged, and their numbers are needed again. All processes call this.
+        """
+        folder = self.path.parent / "damaged"
+
+        def move(step):
+            folder.mkdir(exist_ok=True)
+            place = folder / f"{step}-{len(list(folder.glob(f'{step}-*')))}"
+            return str((self.path / str(step)).rename(place))
+
+        moved = together.on_main(lambda: [move(s) for s in self.steps() if s > after])
+        self._orbax.reload()
+        return [Path(place) for place in moved]
 
     def best(self) -> int | None:
         """Return the step with the lowest eval/loss, or None if none was measured."""

@@ -6,10 +6,17 @@ import sys
 from fm_jax import machine
 from fm_jax.commands.command import Command
 from fm_jax.commands.listed import COMMANDS
-from fm_jax.errors import DivergedError, OutOfMemoryError, UserError, unknown
+from fm_jax.errors import (
+    DivergedError,
+    OutOfMemoryError,
+    StoppedError,
+    UserError,
+    exit_status,
+    unknown,
+)
 
-EXIT_FAILURE = 1
-EXIT_MISTAKE, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 76, 130
+EXIT_FAILURE, EXIT_MISTAKE = 1, 2
+TOLD = (UserError, DivergedError, StoppedError, OutOfMemoryError)  # in one line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,22 +40,16 @@ def named(argv: list[str]) -> tuple[str, list[str]]:
 def _status(argv: list[str]) -> int:
     try:
         return _main(argv)
-    except UserError as error:
+    except TOLD as error:
         print(f"fm: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except DivergedError as error:
-        print(f"fm: {error}", file=sys.stderr)
-        return EXIT_DIVERGED
-    except OutOfMemoryError as error:
-        print(f"fm: {error}", file=sys.stderr)
-        return EXIT_FAILURE
-    except KeyboardInterrupt:
+        return error.exit_status
+    except KeyboardInterrupt as error:
         print(
             "\nfm: interrupted. The same command goes on from the last checkpoint, or "
             "from the finished shards of a token store.",
             file=sys.stderr,
         )
-        return EXIT_INTERRUPTED
+        return exit_status(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "train.accumulation",
     "train.compile_cache",
     "train.loss_chunk",
+    "train.max_skips",
     *DURATION_KEYS,
 )
 # Keys that are younger than runs and sweeps that are named by a fingerprint, and what

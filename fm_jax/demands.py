@@ -47,6 +47,7 @@ NOT_NEGATIVE = (
     "train.balance_loss",
     "train.router_z_loss",
     "train.balance_rate",
+    "train.max_skips",
     "train.seed",
     "optimizer.clip_norm",
     "optimizer.weight_decay",

@@ -7,9 +7,23 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake the user can mend: one line on stderr and exit status 2."""
 
+    exit_status = 2
+
+
+class DamagedError(UserError):
+    """A checkpoint that is not what was saved: the user must choose another."""
+
+    def __init__(self, path: object, what: str):
+        super().__init__(
+            f"a checkpoint must be what was saved; got {path}, where {what}. Choose "
+            "another --step; fm checkpoint verify says which are good."
+        )
+
 
 class DivergedError(RuntimeError):
     """Training left the finite numbers: exit status 76, so that nothing restarts it."""
+
+    exit_status = 76
 
     def __init__(self, name: str, value: float, step: int):
         super().__init__(
@@ -19,8 +33,31 @@ class DivergedError(RuntimeError):
         self.step = step
 
 
+class StoppedError(RuntimeError):
+    """Training was asked to stop and has: exit status 75, which asks for a restart."""
+
+    exit_status = 75
+
+    def __init__(self, step: int | None):
+        super().__init__(
+            "stopped as asked, "
+            + ("before the first step" if step is None else f"saved at step {step}")
+            + ". The same command goes on from there."
+        )
+        self.step = step
+
+
 class OutOfMemoryError(RuntimeError):
     """A device or the host was full: exit status 1, with the table of what it held."""
+
+    exit_status = 1
+
+
+def exit_status(error: BaseException) -> int:
+    """Return the status with which a process ends that this error ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return getattr(error, "exit_status", 1)
 
 
 def unknown(thing: str, name: object, known: Iterable[str]) -> UserError:

@@ -105,6 +105,15 @@ class Run:
             beside.write_text(text, encoding="utf-8")
             os.replace(beside, self.path / name)
 
+    def leave_status(self, index: int, status: int) -> None:
+        """Write exits/<index>, with which each process says how it ended.
+
+        What cannot be written there is no matter: the process ends all the same.
+        """
+        with contextlib.suppress(OSError):
+            (self.path / "exits").mkdir(exist_ok=True)
+            (self.path / "exits" / str(index)).write_text(f"{status}\n")
+
     def write_config(self, record: dict[str, Any]) -> None:
         """Write config.json."""
         self.write("config.json", json.dumps(record, indent=1, default=str) + "\n")

@@ -119,6 +119,7 @@ class TrainConfig:
     balance_loss: float
     router_z_loss: float
     balance_rate: float
+    max_skips: int
     compile_cache: str
 
 

@@ -245,6 +245,23 @@ def put_batch(batch: dict[str, np.ndarray], rows: int, layout: Layout) -> dict:
     return {name: put(x) for name, x in batch.items()}
 
 
+def is_shared(layout: Layout) -> bool:
+    """Return whether the mesh has devices of several processes."""
+    return len({device.process_index for device in layout.mesh.devices.flat}) > 1
+
+
+def vote_sharding(layout: Layout) -> NamedSharding:
+    """Return the sharding of `[devices]`: a number of each device's own process."""
+    return layout.sharding(tuple(layout.mesh.axis_names))
+
+
+def put_vote(vote: bool, layout: Layout) -> jax.Array:
+    """Return `[devices]` int32, of which this process's are 1 or 0 by its own vote."""
+    return jax.make_array_from_callback(
+        (layout.mesh.size,), vote_sharding(layout), lambda _: np.full(1, vote, np.int32)
+    )
+
+
 def cut_rows(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Cut rows `[B, T]` over the context axis into `[B * C, T / C]` pieces.
 

@@ -10,9 +10,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / "fm_jax"
 
 FLOORS = [
-    ["errors", "durations", "jsonfiles", "machine", "caches"],
+    ["errors", "durations", "jsonfiles", "machine", "caches", "watch"],
     [
         "trees",
+        "digests",
         "cluster",
         "accelerators",
         "meshes",
@@ -24,7 +25,7 @@ FLOORS = [
         "corpora",
     ],
     ["tokenizers", "generation"],
-    ["models", "data", "optimizers", "metrics", "checkpoints", "compiled"],
+    ["models", "data", "optimizers", "metrics", "events", "checkpoints", "compiled"],
     ["evaluation", "sections", "demands", "combinations", "config", "configfile"],
     ["report", "tables", "prepare", "finetune"],
     ["hf"],
@@ -40,15 +41,15 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # Within a floor or a folder, a file may use those that stand before it here.
 ORDER = {
-    "": ["errors", "durations", "jsonfiles", "machine", "caches", "trees",
-         "accelerators", "meshes",
+    "": ["errors", "durations", "jsonfiles", "machine", "caches", "watch", "trees",
+         "digests", "accelerators", "meshes",
          "sharding", "products", "logits", "objectives", "runs", "optimizers",
-         "metrics", "checkpoints", "configfile", "sections", "demands", "combinations",
-         "config", "report", "flags", "cli"],
+         "metrics", "events", "checkpoints", "configfile", "sections", "demands",
+         "combinations", "config", "report", "flags", "cli"],
     "bench": ["ratios", "race", "versus", "nanogpt_like", "overhead", "step", "child",
               "startup", "generate", "checkpoint", "fit", "table"],
     "commands": ["command", "bench", "texts", "runs", "laws", "data", "serving",
-                 "weights", "verdicts", "tuning", "listed"],
+                 "weights", "verdicts", "tuning", "checkpoints", "listed"],
     "prepare": ["vocabulary", "ready", "tuned", "opened", "show", "rates", "styles",
                 "toys", "command"],
     "finetune": ["rules", "lora", "parts", "tuning", "heads", "answers", "flops",
@@ -92,7 +93,8 @@ ORDER = {
               "gate", "streams", "app", "opened", "command"],
     "planning": ["topologies", "plan", "search", "show", "shipped", "command"],
     "train": ["step", "loop", "progress", "aims", "compose", "feeds", "beginning",
-              "tuned", "restore", "opening", "closing", "rows", "trainer", "run"],
+              "tuned", "restore", "opening", "closing", "rows", "held_out", "first",
+              "ending", "trainer", "run"],
 }  # fmt: skip
 
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__init__.py")

@@ -17,6 +17,8 @@ from fm_jax.cluster import meeting
 from fm_jax.cluster.launchers import AUTO, Cluster
 from fm_jax.errors import UserError
 
+HEARTBEAT = 60  # seconds after which the others end where one has died
+
 
 def start(found: Cluster | None, *, timeout_seconds: float = 300) -> None:
     """Make the processes one jax; to be called before jax looks at a device.
@@ -31,7 +33,10 @@ def start(found: Cluster | None, *, timeout_seconds: float = 300) -> None:
     initialize = functools.partial(
         jax.distributed.initialize,
         initialization_timeout=max(1, round(timeout_seconds)),
+        heartbeat_timeout_seconds=HEARTBEAT,
     )
+    # It would keep SIGTERM to itself.
+    jax.config.update("jax_enable_preemption_service", False)
     if found.coordinator == AUTO:
         try:
             initialize()
@@ -70,9 +75,14 @@ def count() -> int:
     return jax.process_count()
 
 
+def index() -> int:
+    """Return which process this is, from 0."""
+    return 0 if count() == 1 else sys.modules["jax"].process_index()
+
+
 def is_main() -> bool:
     """Return whether this is process 0, the one that writes."""
-    return count() == 1 or sys.modules["jax"].process_index() == 0
+    return index() == 0
 
 
 def on_main(do: Callable[[], Any]) -> Any:
@@ -115,6 +125,11 @@ def each(do: Callable[[], Any]) -> Any:
             here = mistake or f"process {index} was refused: {said.decode()}"
             raise UserError(here)
     return result
+
+
+def any_of(asked: bool) -> bool:
+    """Return whether it is true in any process; all ask together."""
+    return asked if count() == 1 else b"1" in _gather(b"1" if asked else b"0")
 
 
 def agree(thing: str, values: Mapping[str, Any]) -> None:

@@ -1,13 +1,22 @@
 """All commands of fm, in the order in which help lists them."""
 
-from fm_jax.commands import bench, data, laws, runs, serving, tuning, weights
+from fm_jax.commands import (
+    bench,
+    checkpoints,
+    data,
+    laws,
+    runs,
+    serving,
+    tuning,
+    weights,
+)
 from fm_jax.commands.command import Command
 
 _ORDER = ("train", "generate", "serve", "import", "export", "families", "eval",
           "classify", "report", "plan", "transfer", "sweep", "fit", "predict",
           "suggest", "data build",
           "data show", "data verify", "data overlap", "data tokenizer", "data pack",
-          "data toy", "bench step", "bench generate",
+          "data toy", "checkpoint verify", "bench step", "bench generate",
           "bench data", "bench checkpoint", "bench fit", "bench table",
           "config")  # fmt: skip
 _ALL = (
@@ -18,5 +27,6 @@ _ALL = (
     | weights.COMMANDS
     | tuning.COMMANDS
     | bench.COMMANDS
+    | checkpoints.COMMANDS
 )
 COMMANDS: dict[str, Command] = {name: _ALL[name] for name in _ORDER}

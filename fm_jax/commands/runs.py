@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fm_jax import machine
 from fm_jax.commands.command import Command
-from fm_jax.errors import UserError
+from fm_jax.errors import StoppedError, UserError
+from fm_jax.watch import Watch
 
 
 def train(flags, raw, argv) -> None:
@@ -24,10 +25,13 @@ def train(flags, raw, argv) -> None:
         flags.coordinator, flags.num_processes, flags.process_id, os.environ
     )
     together.start(found, timeout_seconds=flags.join_timeout)
-    with machine.importing():
-        from fm_jax.train import run
+    with Watch(grace_seconds=flags.grace, hang_seconds=flags.hang) as watch:
+        if found is None:  # of several one alone must not leave what they do together
+            watch.error = StoppedError(None)
+        with machine.importing():
+            from fm_jax.train import run
 
-    run.train(config, workdir, ["fm", *argv])
+        run.train(config, workdir, ["fm", *argv], watch)
 
 
 def generate(flags, raw, argv) -> None:
@@ -123,6 +127,12 @@ COMMANDS = {
             "num_processes": (0, "how many there are; default: the launcher's number"),
             "process_id": (-1, "which one this is, from 0; default: the launcher's"),
             "join_timeout": (300, "seconds to wait for the others"),
+            "grace": (120.0, "seconds to save in after SIGTERM; 0: no limit"),
+            "hang": (
+                3600.0,
+                "seconds that a step, a held-out batch or a quarter of a compilation "
+                "or save may take; then exit 85; 0: no limit",
+            ),
         },
         takes_config=True,
     ),

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fm_jax import caches, sharding, trees
+from fm_jax import caches, digests, sharding
 from fm_jax.cluster import together
 from fm_jax.data import batches, prefetch
 from fm_jax.data.example_rows import ExampleRows
@@ -21,7 +20,7 @@ from fm_jax.errors import UserError, reason
 from fm_jax.finetune import preferences
 from fm_jax.models.zoo import Model
 
-VERSION = 1
+VERSION = 2
 
 
 def logps(
@@ -52,7 +51,7 @@ def logps(
         "version": VERSION,
         "run_id": run_id,
         "step": step,
-        "weights": checksums(params, layout),
+        "weights": digests.of(params),
         "model": dataclasses.asdict(model.config),
         "rows": [rows.store.header["name"], rows.packing, rows.length],
     }
@@ -117,24 +116,6 @@ def computed(
             "whose loss is finite."
         )
     return found
-
-
-def checksums(params: dict, layout: sharding.Layout) -> dict[str, int]:
-    """Return the sum of each leaf's bits, modulo 2^32: the same on every mesh.
-
-    A run that was begun again in its folder has the same name and other weights.
-    """
-
-    def checksum(leaf):
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            bits = f"uint{8 * leaf.dtype.itemsize}"
-            leaf = jax.lax.bitcast_convert_type(leaf, bits)
-        return jnp.sum(leaf.astype(jnp.uint32))
-
-    of = jax.jit(
-        lambda tree: jax.tree.map(checksum, tree), out_shardings=layout.sharding()
-    )
-    return {name: int(x) for name, x in trees.leaves_by_path(of(params)).items()}
 
 
 def _hold(stack: contextlib.ExitStack, path: Path) -> None:

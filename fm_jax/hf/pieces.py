@@ -5,6 +5,7 @@ through it in pieces. So Orbax makes a checkpoint of empty arrays, and their pie
 written into it by TensorStore, which is what Orbax keeps arrays in.
 """
 
+import collections
 import itertools
 import math
 import os
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fm_jax import digests
 from fm_jax.checkpoints import Checkpoints
-from fm_jax.errors import UserError
+from fm_jax.errors import DamagedError, UserError
 from fm_jax.hf import leaves
 
 CHUNK_BYTES = 1 << 24  # what is compressed, written and read at once
@@ -50,6 +52,7 @@ class Writer:
         empty = {name: np.zeros(1, np.float32) for name in shapes}
         saved.save(step, {PART: leaves.tree(empty)}, None)
         saved.close()
+        self._path, self._step, self._digests = path, step, _Digests()
         self._folder, self._pending, self._batch = path / str(step), 0, None
         context = ts.Context(CONTEXT)
         self._arrays = {
@@ -79,13 +82,17 @@ class Writer:
             if self._batch is None:
                 self._batch = ts.Transaction()
             array.with_transaction(self._batch)[(*index, *rows)] = block
+            self._digests.add(name, tuple(array.shape), index, rows, block)
             self._pending += block.nbytes
             if self._pending >= CHUNK_BYTES:
                 self._commit()
 
     def close(self) -> None:
-        """Return when all is on disk."""
+        """Return when all is on disk, with its digests."""
         self._commit()
+        saved = Checkpoints(self._path, writes=True)
+        saved.sign(self._step, {f"{PART}/{k}": v for k, v in self._digests.all()})
+        saved.close()
 
     def _commit(self) -> None:
         if self._batch is not None:
@@ -93,12 +100,38 @@ class Writer:
             self._pending, self._batch = 0, None
 
 
+class _Digests:
+    """The digests of arrays that go by in blocks, each block once."""
+
+    def __init__(self):
+        self._sums = collections.Counter()
+        self._counts = collections.Counter()
+
+    def add(self, name: str, shape, index, rows, block: np.ndarray) -> None:
+        """Count a block of the piece at `index`, whose last dims it has all of."""
+        corner = (*index, *(one.start for one in rows))
+        first = int(np.ravel_multi_index(corner, shape)) if corner else 0
+        found = self._sums[name] + digests.part(np.asarray(block), first)
+        self._sums[name] = found % 2**32
+        self._counts[name] += block.size
+
+    def all(self):
+        """Return the pairs of name and digest."""
+        return self._sums.items()
+
+    def whole(self, name: str, shape) -> int | None:
+        """Return an array's digest, None while not all of it went by just once."""
+        is_whole = self._counts[name] == math.prod(shape)
+        return self._sums[name] if is_whole else None
+
+
 class Reader:
     """A part of one step's arrays, read by pieces.
 
     An array that was saved in larger chunks, as training saves them, is first copied to
-    a file in `beside`: to read a part of a chunk is to read all of it.
-    Raises UserError where there is no such part.
+    a file in `beside`: to read a part of a chunk is to read all of it. Raises
+    UserError where there is no such part, and DamagedError from the read by which all
+    of an array was read once and is not what was saved.
     """
 
     def __init__(self, path: Path, step: int, part: str, *, beside: Path):
@@ -110,6 +143,16 @@ class Reader:
         self._copies: list[Path] = []
         if not self._folder.is_dir():
             raise UserError(f"a run must have a checkpoint; got no {self._folder}.")
+        saved = Checkpoints(path)
+        known = saved.digests(step)
+        saved.close()
+        start = f"{part}/"
+        self._known = {
+            name.removeprefix(start): digest
+            for name, digest in known.items()
+            if name.startswith(start)
+        }
+        self._digests = _Digests()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a parameter's shape."""
@@ -121,7 +164,12 @@ class Reader:
         shape = tuple(array.shape)[len(index) :]
         piece = np.empty(shape, dtype)
         for rows in _blocks(shape, _chunk(shape, 0)):
-            _put(name, fetch((*index, *rows)), piece, rows)
+            block = fetch((*index, *rows))
+            self._digests.add(name, tuple(array.shape), index, rows, block)
+            _put(name, block, piece, rows)
+        found = self._digests.whole(name, tuple(array.shape))
+        if found is not None and found != self._known.get(name, found):
+            raise DamagedError(self._folder.parent, f"{name} is not what was saved")
         return piece
 
     def close(self) -> None:

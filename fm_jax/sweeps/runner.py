@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fm_jax.errors import UserError
+from fm_jax.errors import DivergedError, UserError
 from fm_jax.runs import Run
 from fm_jax.sweeps import children, costs, outlook, progress, records, workdir
 from fm_jax.sweeps import sweep as sweeps
@@ -23,7 +23,7 @@ from fm_jax.sweeps.sweep import Sweep
 from fm_jax.tables import rows
 
 TRAIN = (sys.executable, "-m", "fm_jax.cli", "train")
-EXIT_MISTAKE, EXIT_DIVERGED = 2, 76  # as in cli.py, which is above
+EXIT_MISTAKE, EXIT_DIVERGED = UserError.exit_status, DivergedError.exit_status
 SHOW_SECONDS = 1.0
 MAX_WHY = 300  # characters of what stopped a run
 

@@ -98,6 +98,12 @@ class Parts:
             return batch
         return sharding.put_batch(batch, self.config.train.batch_size, self.layout)
 
+    def with_vote(self, batch: dict, *, stop: bool) -> dict:
+        """Return a batch on the mesh with this process's vote, where there are more."""
+        if not sharding.is_shared(self.layout):
+            return batch
+        return batch | {steps.VOTES: sharding.put_vote(stop, self.layout)}
+
     def abstract_batch(self, rows: int) -> dict:
         """Return the shapes, dtypes and places of a training batch of `rows` rows."""
         length = self.config.data.max_length
@@ -113,6 +119,12 @@ class Parts:
         if len(self.train_names) > 1:
             of_rows = jax.ShapeDtypeStruct((rows,), "int32", sharding=place)
             batch["components"] = of_rows
+        if sharding.is_shared(self.layout):
+            batch[steps.VOTES] = jax.ShapeDtypeStruct(
+                (self.layout.mesh.size,),
+                "int32",
+                sharding=sharding.vote_sharding(self.layout),
+            )
         return batch
 
     def estimate(

@@ -29,12 +29,20 @@ class Hooks:
     `on_metrics(step, metrics)` gets host numbers of each finished step, late by one
     where steps overlap;
     `on_step(step, state)` runs after `step` updates, when `is_due(step)` says so, and
-    only once the numbers up to that step were read and are finite.
+    only once the numbers up to that step were read. `is_due` is asked before a step's
+    numbers are read and again after; what makes it true in between must do so at the
+    same step in all processes.
+
+    `on_skip(step, name, numbers)` hears of each step that changed nothing, as its loss
+    or gradient was not finite, and which number was the first. `max_skips` of them may
+    follow each other.
     """
 
     on_metrics: Callable[[int, dict[str, float]], None]
     is_due: Callable[[int], bool]
     on_step: Callable[[int, Any], None]
+    on_skip: Callable[[int, str, dict[str, float]], None] = lambda *_: None
+    max_skips: int = 0
 
 
 def run(
@@ -52,8 +60,10 @@ def run(
     """Return the state after steps `start` to `stop`.
 
     overlap: begin a step before the numbers of the one before are read; see `overlaps`.
-    Raises DivergedError when a number of a step is not finite.
+    Raises DivergedError when more steps in a row than may be were not finite, or a
+    number of another step is not.
     """
+    reader = _Reader(hooks)
     pending: tuple[int, dict] | None = None
     is_host = jax.default_backend() == "cpu"
     for step in range(start + 1, stop + 1):
@@ -64,13 +74,14 @@ def run(
             if not is_host:
                 for value in metrics.values():
                     value.copy_to_host_async()
-            pending = _read(pending, hooks)
+            reader.read(pending)
             pending = (step, metrics)
             if not overlap or hooks.is_due(step) or step == stop:
-                pending = _read(pending, hooks)
+                pending = reader.read(pending)
             if not overlap:
                 time.sleep(PAUSE)
         if hooks.is_due(step):
+            pending = reader.read(pending)
             hooks.on_step(step, state)
     return state
 
@@ -149,16 +160,29 @@ def _is_placed(leaf: Any, wanted: jax.sharding.Sharding | None) -> bool:
     return leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
 
 
-def _read(pending, hooks) -> None:
-    if pending is None:
-        return
-    step, metrics = pending
-    # A third of what `jax.device_get` takes, and the copies are under way already.
-    numbers = {name: float(np.asarray(value)) for name, value in metrics.items()}
-    for name in ("train/loss", *numbers):
-        if not math.isfinite(numbers[name]):
-            raise DivergedError(name, numbers[name], step)
-    hooks.on_metrics(step, numbers)
+class _Reader:
+    """Reads the numbers of steps, and counts those that changed nothing."""
+
+    def __init__(self, hooks: Hooks):
+        self._hooks, self._num_skipped = hooks, 0
+
+    def read(self, pending: tuple[int, dict] | None) -> None:
+        """Hand a step's numbers on; None: there is no step to read."""
+        if pending is None:
+            return
+        step, metrics = pending
+        # A third of what `jax.device_get` takes, and the copies are under way already.
+        numbers = {name: float(np.asarray(value)) for name, value in metrics.items()}
+        bad = [n for n in ("train/loss", *numbers) if not math.isfinite(numbers[n])]
+        if not bad:
+            self._num_skipped = 0
+            self._hooks.on_metrics(step, numbers)
+            return
+        self._num_skipped += 1
+        is_skipped = not {"train/loss", "grads/norm"}.isdisjoint(bad)
+        if not is_skipped or self._num_skipped > self._hooks.max_skips:
+            raise DivergedError(bad[0], numbers[bad[0]], step)
+        self._hooks.on_skip(step, bad[0], numbers)
 
 
 class Rate:

@@ -1,30 +1,48 @@
 """One training run, from a checked config to a finished run folder."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from fm_jax import config as configs
-from fm_jax import machine, metrics
+from fm_jax import events, machine, metrics
 from fm_jax.checkpoints import size_bytes
 from fm_jax.cluster import together
 from fm_jax.compiled import estimates
-from fm_jax.errors import DivergedError, OutOfMemoryError, UserError
+from fm_jax.errors import (
+    DivergedError,
+    OutOfMemoryError,
+    StoppedError,
+    UserError,
+    exit_status,
+)
 from fm_jax.hf import adopt
 from fm_jax.prepare import opened
 from fm_jax.runs import Run
 from fm_jax.tokenizers import template
 from fm_jax.train import aims, beginning, closing, compose, feeds, opening, rows
 from fm_jax.train.trainer import Trainer, say
+from fm_jax.watch import Watch
 
 
-def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
+def train(
+    config: configs.Config,
+    workdir: Path,
+    command: list[str],
+    watch: Watch | None = None,
+) -> Run:
     """Train, or go on training, the run in `workdir`; return it when it is done.
 
     Raises UserError for what the user can mend, before a device is touched where that
     can be; DivergedError when a loss is no longer finite. Once the run has begun, the
     reason is left in its folder. All processes of a cluster call this; process 0 alone
-    writes the folder, apart from checkpoints, which all write together.
+    writes the folder, apart from checkpoints, which all write together, and the exit
+    status that each leaves in exits/.
+
+    watch: hears of signals; None: nothing does. Raises StoppedError when the run was
+    asked to stop, and what it did is saved.
     """
+    watch = watch or Watch()
     run = Run(workdir, writes=together.is_main())
     clock = metrics.Clock()
     startup = {"import": machine.seconds_since_start()}
@@ -82,9 +100,18 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
 
     with contextlib.ExitStack() as stack:
         together.on_main(lambda: stack.enter_context(run.held()))
+        run.mend(events.FILE)
+        together.on_main(
+            lambda: events.refuse_fruitless(list(run.rows(events.FILE)), run)
+        )
         together.on_main(run.begin)
+        happened = events.Events(run, lambda: clock.seconds.get("train", 0.0))
+        happened.add("start", devices=layout.mesh.size)
+        stack.enter_context(_leaving_status(run, watch))
         table = rows.Table(run, parts, data, record)
-        trainer = Trainer(run, parts, data, clock, startup, compiles, table)
+        trainer = Trainer(
+            run, parts, data, clock, startup, compiles, table, happened, watch
+        )
         try:
             together.on_main(lambda: run.write_config(record))
             together.on_main(
@@ -96,15 +123,33 @@ def train(config: configs.Config, workdir: Path, command: list[str]) -> Run:
                 together.on_main(lambda: run.write(template.FILE, data.chat_template))
             with parts.layout.active():
                 trainer.train(begins, lines, goes_on=earlier is not None)
+            happened.add("end", status=0)
         except BaseException as error:
             if estimates.is_out_of_memory(error):
                 error = OutOfMemoryError(
                     closing.memory_table(error, parts, trainer.step_fn)
                 )
             with contextlib.suppress(UserError):
+                happened.add("end", status=exit_status(error))
                 if isinstance(error, DivergedError):
                     table.diverged(error.step)
-                if not run.is_done():
+                if not run.is_done() and not isinstance(error, StoppedError):
                     run.write("FAILED", f"{type(error).__name__}: {error}\n")
             raise error
     return run
+
+
+@contextlib.contextmanager
+def _leaving_status(run: Run, watch: Watch) -> Iterator[None]:
+    """Leave this process's exit status in the run's folder, however the block ends."""
+    index = together.index()
+    watch.stacks = run.path / f"stacks-{index}.txt"
+    watch.on_end = lambda status: run.leave_status(index, status)
+    status = 0
+    try:
+        yield
+    except BaseException as error:
+        status = exit_status(error)
+        raise
+    finally:
+        run.leave_status(index, status)

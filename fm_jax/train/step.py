@@ -1,6 +1,7 @@
 """The train state and the two pure functions over it: one update, one evaluation."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from fm_jax.models import routing
 from fm_jax.models.zoo import Model
 
 LN2 = math.log(2)
+VOTES = "votes"  # in a batch of several processes: who of them was asked to stop
 # Sums with a meaning of their own; a step's other sums become metrics, over `weight`.
 SUMS = ("nll", "weight", "correct", "bytes", "experts")
 
@@ -160,6 +162,9 @@ def make_train_step(
     names: of the components of a mixture. Of several, metrics have the loss and the
     tokens of each in this step, which the batch's `components` tell apart; the loss is
     0 where there are no tokens: see `present`. dropout_seed: None where there is none.
+
+    Where the loss or the norm of the gradient is not finite, nothing but the counts of
+    steps changes. `votes` in a batch are no data: their sum is among the metrics.
     """
 
     def loss_of(params, frozen, batch, rng):
@@ -168,7 +173,8 @@ def make_train_step(
     grad_of = jax.value_and_grad(loss_of, has_aux=True)
 
     def train_step(state, batch):
-        rng = None
+        batch, rng = dict(batch), None
+        votes = batch.pop(VOTES, None)
         if dropout_seed is not None:
             rng = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
         grads, sums = _accumulated(grad_of, state, batch, rng, accumulation)
@@ -189,6 +195,9 @@ def make_train_step(
             "grads/norm": optax.tree.norm(grads),
             "optimizer/learning_rate": rate(state.step),
         }
+        is_finite = jnp.isfinite(metrics["train/loss"] + metrics["grads/norm"])
+        if votes is not None:
+            metrics[VOTES] = jnp.sum(votes)
         if "bytes" in sums:
             size = jnp.maximum(sums["bytes"], 1)
             metrics["train/bits_per_byte"] = sums["nll"] / LN2 / size
@@ -199,8 +208,10 @@ def make_train_step(
                 metrics[f"train/{name}"] = value / weight
         if len(names) > 1:
             metrics |= _metrics_by_component(sums, names)
-        state = TrainState(state.step + 1, params, opt_state, ema, state.frozen)
-        return state, metrics
+        made = TrainState(state.step + 1, params, opt_state, ema)
+        kept = dataclasses.replace(state, frozen={})
+        made = jax.tree.map(functools.partial(_if, is_finite), made, kept)
+        return dataclasses.replace(made, frozen=state.frozen), metrics
 
     return train_step
 
@@ -218,6 +229,12 @@ def present(metrics: dict[str, float]) -> dict[str, float]:
         if name.startswith("train/tokens/") and value == 0
     }
     return {name: value for name, value in metrics.items() if name not in absent}
+
+
+def _if(is_finite, new, old):
+    """Return new, or old unless all is finite: counts go on, schedules go by them."""
+    is_count = jnp.issubdtype(new.dtype, jnp.integer)
+    return new if is_count else jnp.where(is_finite, new, old)
 
 
 def _rebalanced(params, before, load_LE, rate):

@@ -507,3 +507,41 @@ def test_a_mesh_does_not_change_a_step_of_experts(mesh, sparse, mixed):
         found, metrics = step(jax.device_put(state, places), put)
     _close(metrics, numbers, rtol=2e-5)
     _close(found.params, expected.params, rtol=1e-4, atol=3e-6)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_what_is_not_finite_changes_nothing_but_counts(
+    model, batch, random_params, accumulation
+):
+    """Fault 31, numbers: a step's loss or gradient is not finite.
+
+    Promise: the step changes no parameter, moment or average, and the run goes on.
+    """
+    tx = optax.adamw(optax.linear_schedule(0.1, 0.2, 9))
+    made = _step(model, tx, accumulation=accumulation, ema_decay=0.9)
+    step = jax.jit(made)
+    params = random_params(model.abstract)
+    ema = jax.tree.map(jnp.copy, params)
+    state = steps.TrainState(jnp.int32(0), params, tx.init(params), ema)
+    state, _ = step(state, batch)
+    weights = batch["loss_weights"].copy()
+    weights[3, 1] = np.nan
+    after, metrics = step(state, batch | {"loss_weights": weights})
+    assert not np.isfinite(metrics["train/loss"])
+    assert int(after.step) == int(state.step) + 1
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        if jnp.issubdtype(old.dtype, jnp.floating):
+            np.testing.assert_array_equal(old, new)
+        else:  # schedules go by counts
+            assert int(new) == int(old) + 1
+    good, _ = step(after, batch)
+    assert np.any(good.params["embedding"] != after.params["embedding"])
+
+
+def test_votes_are_no_data(model, batch, random_params):
+    params = random_params(model.abstract)
+    votes = {steps.VOTES: np.array([0, 1, 1], np.int32)}
+    _, metrics = _gradient(model, params, batch | votes, accumulation=2)
+    _, without = _gradient(model, params, batch, accumulation=2)
+    assert int(metrics.pop(steps.VOTES)) == 2
+    assert metrics.keys() == without.keys()

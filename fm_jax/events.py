@@ -1,0 +1,91 @@
+"""What happened to a run, and when: events.jsonl, and the share of time that trained.
+
+Each start is an attempt. An event has `time`, in seconds since 1970, `attempt`, and
+what it is; where steps were taken also `step` and `trained`, the seconds of training
+of this attempt so far. Metrics are cut back when a run goes on from a checkpoint;
+events never are. Imports no jax.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fm_jax.errors import UserError
+from fm_jax.runs import Run
+
+FILE = "events.jsonl"
+MAX_FRUITLESS = 5  # starts in a row that end without a word and saved nothing
+
+
+class Events:
+    """Appends the events of one attempt, from `start` on.
+
+    trained: returns the seconds of training so far.
+    """
+
+    def __init__(self, run: Run, trained: Callable[[], float]):
+        self._run, self._trained = run, trained
+        self.attempt = 1 + sum(row["event"] == "start" for row in run.rows(FILE))
+
+    def add(self, event: str, step: int | None = None, **more: Any) -> None:
+        """Append an event that happens now."""
+        row = {"time": round(time.time(), 3), "attempt": self.attempt, "event": event}
+        if step is not None:
+            row |= {"step": step, "trained": round(self._trained(), 3)}
+        self._run.append(row | more, FILE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Goodput:
+    """Seconds since the first start, those of steps that were kept, and the starts."""
+
+    seconds: float
+    trained: float
+    attempts: int
+
+    @property
+    def share(self) -> float:
+        """The part of the time that trained what was kept; 0 where none has gone by."""
+        return self.trained / self.seconds if self.seconds > 0 else 0.0
+
+
+def goodput(rows: Sequence[dict]) -> Goodput:
+    """Return what events tell of time: down time and repeated steps are no training.
+
+    Of an attempt that others follow the steps count up to the one from which the next
+    went on, and of the last all that it told.
+    """
+    if not rows:
+        return Goodput(0.0, 0.0, 0)
+    trained, kept = 0.0, float("inf")
+    attempts = sorted({row["attempt"] for row in rows}, reverse=True)
+    for attempt in attempts:
+        own = [row for row in rows if row["attempt"] == attempt]
+        stepped = [row for row in own if row.get("step", float("inf")) <= kept]
+        trained += max((row.get("trained", 0.0) for row in stepped), default=0.0)
+        begun = [row["step"] for row in own if row["event"] == "ready"]
+        kept = min(kept, begun[0]) if begun else kept
+    return Goodput(rows[-1]["time"] - rows[0]["time"], trained, len(attempts))
+
+
+def refuse_fruitless(rows: Sequence[dict], run: Run) -> None:
+    """Raise UserError when the last starts all died and left nothing new.
+
+    One that said why it ended, and one that saved, break the row.
+    """
+    fruitless, first = 0, -1
+    for row in rows:
+        if row["event"] == "start":
+            fruitless += 1
+        elif row["event"] in ("saved", "end"):
+            fruitless = 0
+        elif row["event"] == "ready" and row["step"] > first:
+            fruitless, first = 1, row["step"]  # the start before did save
+    if fruitless >= MAX_FRUITLESS:
+        raise UserError(
+            f"a run must save something at one of {MAX_FRUITLESS} starts; got "
+            f"{fruitless} in a row that died without a word and saved nothing in "
+            f"{run.path}. See what killed them; checkpoint.every may be too long. "
+            f"Remove {run.path / FILE} to start again."
+        )

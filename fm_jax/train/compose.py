@@ -22,7 +22,7 @@ from fm_jax.finetune.answers import Answers
 from fm_jax.finetune.tuning import Tuning
 from fm_jax.models import attention, counts, zoo
 from fm_jax.tokenizers.protocol import Tokenizer
-from fm_jax.train import aims
+from fm_jax.train import aims, gradients
 from fm_jax.train import step as steps
 
 # Of a step, so that a duration of whole steps is not one more by rounding.
@@ -57,6 +57,7 @@ class Parts:
     init: Callable  # rng -> state
     begin: Callable  # params, rng -> state
     train_step: Callable
+    gradient: Callable
     eval_step: Callable
     merge: Callable  # state.weights() -> plain params
     abstract: steps.TrainState
@@ -248,16 +249,21 @@ def build(
     shapes = jax.eval_shape(create, jax.random.key(0))
     places = steps.state_shardings(shapes, tuning, layout)
     whole, once = layout.sharding(), _run_once(layout)
+    objective = aims.objective(config, model, answers, train_names)
+    dropout_seed = train.seed if aims.has_dropout(config) else None
     train_step = steps.make_train_step(
         tuning,
-        aims.objective(config, model, answers, train_names),
+        objective,
         tx,
         rate,
         accumulation=train.accumulation,
         ema_decay=train.ema_decay,
         balance_rate=train.balance_rate,
         names=train_names,
-        dropout_seed=train.seed if aims.has_dropout(config) else None,
+        dropout_seed=dropout_seed,
+    )
+    gradient = gradients.make(
+        tuning, objective, accumulation=train.accumulation, dropout_seed=dropout_seed
     )
     held_out = aims.objective(config, model, answers, eval_names, is_training=False)
     return Parts(
@@ -270,6 +276,7 @@ def build(
         init=jax.jit(create, out_shardings=places, compiler_options=once),
         begin=jax.jit(begin, out_shardings=places, compiler_options=once),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(places, whole)),
+        gradient=jax.jit(gradient, out_shardings=(places.params, whole, whole)),
         eval_step=jax.jit(steps.make_eval_step(tuning, held_out), out_shardings=whole),
         merge=jax.jit(
             lambda weights: tuning.merged(*weights),

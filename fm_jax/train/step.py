@@ -14,6 +14,7 @@ from fm_jax import objectives, sharding
 from fm_jax.finetune.tuning import Tuning
 from fm_jax.models import routing
 from fm_jax.models.zoo import Model
+from fm_jax.train import gradients
 
 LN2 = math.log(2)
 VOTES = "votes"  # in a batch of several processes: who of them was asked to stop
@@ -151,10 +152,7 @@ def make_train_step(
     """Return f(state, batch) -> (state, metrics).
 
     sums_of: the objective, as `loss_sums` gives one: f(params, batch) -> (summed loss,
-    sums), over the params that `tuning` joins. The gradient is that of the summed loss
-    over all micro-batches, divided once by the sum of weights: cutting a batch up
-    changes nothing but rounding. Experts are an exception: their balance loss is that
-    of each micro-batch.
+    sums), over the params that `tuning` joins; see `gradients.make` for its gradient.
 
     balance_rate: by which the step moves the balance of experts, which nothing else
     moves, by the load of its whole batch; where they are frozen it stays.
@@ -167,19 +165,14 @@ def make_train_step(
     steps changes. `votes` in a batch are no data: their sum is among the metrics.
     """
 
-    def loss_of(params, frozen, batch, rng):
-        return sums_of(tuning.join(params, frozen, rng), batch)
-
-    grad_of = jax.value_and_grad(loss_of, has_aux=True)
+    gradient = gradients.make(
+        tuning, sums_of, accumulation=accumulation, dropout_seed=dropout_seed
+    )
 
     def train_step(state, batch):
-        batch, rng = dict(batch), None
+        batch = dict(batch)
         votes = batch.pop(VOTES, None)
-        if dropout_seed is not None:
-            rng = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
-        grads, sums = _accumulated(grad_of, state, batch, rng, accumulation)
-        weight = jnp.maximum(sums["weight"], 1e-9)
-        grads = jax.tree.map(lambda g: g / weight, grads)
+        grads, sums, weight = gradient(state, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if "experts" in sums:
@@ -258,33 +251,3 @@ def _metrics_by_component(sums, names):
         metrics[f"train/loss/{name}"] = losses_K[k]
         metrics[f"train/tokens/{name}"] = sums["component_weight"][k]
     return metrics
-
-
-def _accumulated(grad_of, state, batch, rng, accumulation):
-    if accumulation == 1:
-        (_, sums), grads = grad_of(state.params, state.frozen, batch, rng)
-        return grads, sums
-
-    def cut(x):
-        # Every device keeps its own rows: micro-batch a is rows a, a+A, a+2A, ...
-        return jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1)
-
-    def one(number, micro):
-        mine = None if rng is None else jax.random.fold_in(rng, number)
-        (_, sums), grads = grad_of(state.params, state.frozen, micro, mine)
-        return grads, sums
-
-    def body(carry, turn):
-        number, micro = turn
-        micro = {
-            name: sharding.constrain(x, "rows", *[None] * (x.ndim - 1))
-            for name, x in micro.items()
-        }
-        return jax.tree.map(jnp.add, carry, one(number, micro)), None
-
-    micro = {name: cut(x) for name, x in batch.items()}
-    numbers = None if rng is None else jnp.arange(accumulation)
-    first = jax.tree.map(lambda x: x[0], (numbers, micro))
-    shapes = jax.eval_shape(one, *first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(body, zeros, (numbers, micro))[0]

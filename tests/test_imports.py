@@ -49,7 +49,8 @@ ORDER = {
     "bench": ["ratios", "race", "versus", "nanogpt_like", "overhead", "step", "child",
               "startup", "generate", "checkpoint", "fit", "table"],
     "commands": ["command", "bench", "texts", "runs", "laws", "data", "serving",
-                 "weights", "verdicts", "tuning", "checkpoints", "listed"],
+                 "weights", "verdicts", "tuning", "checkpoints", "proofs",
+                 "listed"],
     "prepare": ["vocabulary", "ready", "tuned", "opened", "show", "rates", "styles",
                 "toys", "command"],
     "finetune": ["rules", "lora", "parts", "tuning", "heads", "answers", "flops",
@@ -92,9 +93,9 @@ ORDER = {
     "serve": ["refused", "fields", "requests", "replies", "chat", "served", "worker",
               "gate", "streams", "app", "opened", "command"],
     "planning": ["topologies", "plan", "search", "show", "shipped", "command"],
-    "train": ["step", "loop", "progress", "aims", "compose", "feeds", "beginning",
-              "tuned", "restore", "opening", "closing", "rows", "held_out", "first",
-              "ending", "trainer", "run"],
+    "train": ["gradients", "step", "loop", "progress", "aims", "compose", "feeds",
+              "autopsy", "beginning", "tuned", "restore", "opening", "closing", "rows",
+              "held_out", "first", "ending", "trainer", "run", "replay", "proof"],
 }  # fmt: skip
 
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__init__.py")

@@ -5,6 +5,7 @@ from fm_jax.commands import (
     checkpoints,
     data,
     laws,
+    proofs,
     runs,
     serving,
     tuning,
@@ -16,7 +17,8 @@ _ORDER = ("train", "generate", "serve", "import", "export", "families", "eval",
           "classify", "report", "plan", "transfer", "sweep", "fit", "predict",
           "suggest", "data build",
           "data show", "data verify", "data overlap", "data tokenizer", "data pack",
-          "data toy", "checkpoint verify", "bench step", "bench generate",
+          "data toy", "checkpoint verify",
+          "replay", "verify_resume", "bench step", "bench generate",
           "bench data", "bench checkpoint", "bench fit", "bench table",
           "config")  # fmt: skip
 _ALL = (
@@ -28,5 +30,6 @@ _ALL = (
     | tuning.COMMANDS
     | bench.COMMANDS
     | checkpoints.COMMANDS
+    | proofs.COMMANDS
 )
 COMMANDS: dict[str, Command] = {name: _ALL[name] for name in _ORDER}

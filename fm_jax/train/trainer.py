@@ -13,7 +13,7 @@ from fm_jax.events import Events
 from fm_jax.finetune.drift import Drift
 from fm_jax.prepare.opened import Data
 from fm_jax.runs import Run
-from fm_jax.train import closing, ending, feeds, first, loop, opening, rows
+from fm_jax.train import autopsy, closing, ending, feeds, first, loop, opening, rows
 from fm_jax.train import step as steps
 from fm_jax.train.beginning import Beginning
 from fm_jax.train.compose import Parts
@@ -44,6 +44,7 @@ class Trainer:
         self.table, self.events, self.watch = table, events, watch
         self.is_stopping = False  # once it is true all processes know
         self.saving: int | None = None  # a step that may not be whole yet
+        self.odd = autopsy.Oddities(run, data, parts.config, events, self.say)
         self.rate = loop.Rate()
         self.held_before, self.step_fn = 0, None
         self.progress: Progress | None = None
@@ -136,6 +137,7 @@ class Trainer:
                 on_metrics=self._on_metrics,
                 is_due=lambda step: (
                     not self.peak
+                    or self.odd.steps
                     or self._stops()
                     or self._evaluates(step)
                     or self._saves(step)
@@ -179,6 +181,7 @@ class Trainer:
         with self.rate.paused():
             if not self.peak:
                 self._measure_peak()
+            self.odd.dissect(step, state)
             try:
                 measured = None
                 if self._evaluates(step) and not self._stops():
@@ -242,13 +245,10 @@ class Trainer:
         return {"eval/loss": row["eval/loss"]}
 
     def _on_skip(self, step: int, name: str, numbers: dict[str, float]) -> None:
-        """Say that a step changed nothing; it is done all the same."""
+        """Write that a step changed nothing; it is done all the same."""
         self._hear(numbers)
         self.run.append({"step": step, "train/skipped": 1})
-        self.say(
-            f"WARNING: step {step} changes nothing: {name} is {numbers[name]}. "
-            f"fm replay --run={self.run.path} --step={step} shows its batch"
-        )
+        self.odd.add(step, f"{name} is {numbers[name]}: it changed nothing")
 
     def _hear(self, numbers: dict[str, float]) -> None:
         """Take note that a step is done, and of the votes of several processes."""
@@ -258,6 +258,7 @@ class Trainer:
 
     def _on_metrics(self, step: int, numbers: dict[str, float]) -> None:
         self._hear(numbers)
+        self.odd.look(step, numbers["train/loss"])
         numbers = steps.present(numbers)
         self.table.note(step, numbers)
         self.rate.add(step)

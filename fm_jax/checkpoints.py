@@ -5,10 +5,12 @@ weights alone can be read, and a digest of each leaf, for Orbax itself does not 
 flipped bit. Only this file knows Orbax.
 """
 
+import contextlib
 import errno
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,8 @@ class Checkpoints:
         # What Orbax would log of a failed save is raised here too, and said once.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.path = path.absolute()
+        self._saving: threading.Thread | None = None
+        self._error: Exception | None = None
         self._orbax = ocp.training.Checkpointer(
             self.path,
             preservation_policy=policies.AnyPreservationPolicy(kept),
@@ -75,6 +79,7 @@ class Checkpoints:
         """Begin to save `parts` (name to pytree) as `step`; returns before it ends.
 
         Raises UserError when this save or the one before it found no room on disk.
+        `has_failed` becomes true as soon as this one fails.
         """
         self.wait()
         # Before Orbax copies: the digests are of what is on the devices.
@@ -86,12 +91,28 @@ class Checkpoints:
             )
         except Exception as error:
             raise _explained(error, self.path) from error
+        self._saving = threading.Thread(target=self._await, daemon=True)
+        self._saving.start()
 
-    def wait(self) -> None:
-        """Return when the last save is whole on disk."""
+    def _await(self) -> None:
         try:
             self._orbax.wait()
         except Exception as error:
+            self._error = error
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last save has failed; `wait` says why, once."""
+        return self._error is not None
+
+    def wait(self) -> None:
+        """Return when the last save is whole on disk."""
+        if self._saving is not None:
+            self._saving.join()
+        error, self._error, self._saving = self._error, None, None
+        if error is not None:
+            with contextlib.suppress(Exception):  # it tells each thread once
+                self._orbax.wait()
             raise _explained(error, self.path) from error
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:

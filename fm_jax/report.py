@@ -171,6 +171,8 @@ def _summary(runs: Sequence[Run], names: Sequence[str]) -> str:
         "gzip -9 bits/byte": ("gzip/bits_per_byte", _last),
         "tokens/s (median)": ("perf/median_tokens_per_second", _whole),
         "MFU (median)": ("perf/median_mfu", lambda s, v: f"{v[-1]:.1%}"),
+        "time that trained what was kept": ("run/goodput", lambda s, v: f"{v[-1]:.1%}"),
+        "starts": ("run/starts", _whole),
         "peak host memory (MB)": ("memory/peak_host_bytes", _megabytes),
         "peak memory as predicted (MB)": ("predicted/memory_bytes", _megabytes),
         "peak memory as measured (MB)": ("memory/peak_bytes", _megabytes),

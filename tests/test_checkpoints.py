@@ -214,6 +214,9 @@ class _Failing:
     def __init__(self, error):
         self.error = error
 
+    def save_checkpointables_async(self, *_, **__):
+        """Begin well."""
+
     def wait(self):
         raise self.error
 
@@ -222,8 +225,12 @@ def test_an_error_that_is_not_the_disk_stays_itself_however_often(opened):
     saved = opened()
     real, saved._orbax = saved._orbax, _Failing(RuntimeError("a bug"))
     for _ in range(3):
+        saved.save(1, _numbers(4), None)
+        while not saved.has_failed:  # before anybody waits for it
+            time.sleep(0.001)
         with pytest.raises(RuntimeError, match="a bug"):
             saved.wait()
+        assert not saved.has_failed
     saved._orbax = real
 
 

@@ -163,7 +163,9 @@ class _Process:
 
 def main() -> None:
     """Be a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whoever started it may have to save before it ends, and ends it too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     # What libraries print must not stand among the answers.
     answers = open(os.dup(1), "w")  # noqa: SIM115, open as long as the process
     os.dup2(2, 1)

@@ -21,6 +21,7 @@ from fm_jax.runs import Run
 from fm_jax.train.step import TrainState
 
 SIGMAS, WINDOW, LEAST = 6.0, 128, 32
+HIGH = 2.0  # times the best loss
 MOST = 8  # odd steps that one start keeps
 
 
@@ -61,13 +62,21 @@ class Oddities:
         self._run, self._data, self._config = run, data, config
         self._events, self._say = events, say
         self._spikes, self._left = Spikes(), MOST
+        self._best, self._high = math.inf, 0
 
     def add(self, step: int, why: str) -> None:
         """Note a step that went wrong."""
         self.steps[step] = why
 
     def look(self, step: int, loss: float) -> None:
-        """Note a step whose loss is a spike."""
+        """Note a step whose loss is a spike; say it once where losses stay high."""
+        self._best = min(self._best, loss)
+        self._high = self._high + 1 if loss > HIGH * self._best else 0
+        if self._high == WINDOW:
+            self._say(
+                f"WARNING: the loss is over {HIGH:g} times its best, {self._best:.4g}, "
+                f"for {WINDOW} steps: this run may have diverged"
+            )
         if self._spikes.is_one(loss):
             usual = statistics.fmean(self._spikes.losses)
             self.add(step, f"its loss {loss:.4g} is a spike over {usual:.4g}")

@@ -48,8 +48,8 @@ def finish(trainer: Any, final: dict[str, float]) -> None:
             **({} if gzip_bits is None else {"gzip/bits_per_byte": gzip_bits}),
             **closing.machine_row(trainer.compiles, trainer.peak),
             **speed,
-            "time/goodput": good.share,
-            "time/attempts": good.attempts,
+            "run/goodput": good.share,
+            "run/starts": good.attempts,
             **{f"time/{n}_seconds": s for n, s in clock.seconds.items()},
         }
     )

@@ -21,7 +21,7 @@ from fm_jax.runs import Run
 
 KINDS = ("compile", "step", "save", "eval")
 # Measured by a clock or of a machine: no two runs have the same.
-OF_TIME = ("perf/", "time/", "startup/", "memory/", "compile/", "predicted/")
+OF_TIME = ("run/", "perf/", "time/", "startup/", "memory/", "compile/", "predicted/")
 LOOK, PATIENCE = 0.005, 600.0  # seconds
 
 

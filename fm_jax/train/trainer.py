@@ -128,7 +128,7 @@ class Trainer:
                 expected=(parts.abstract, parts.abstract_batch(rows)),
             ),
             feeds.train_batches(parts, self.data, start),
-            lambda batch: parts.with_vote(parts.put(batch), stop=self.watch.is_asked),
+            lambda batch: parts.with_vote(parts.put(batch), stop=self._must(saved)),
             start=start,
             stop=parts.num_steps,
             clock=self.clock,
@@ -138,7 +138,7 @@ class Trainer:
                 is_due=lambda step: (
                     not self.peak
                     or self.odd.steps
-                    or self._stops()
+                    or self._stops(saved)
                     or self._evaluates(step)
                     or self._saves(step)
                 ),
@@ -172,9 +172,13 @@ class Trainer:
         self.is_stopping |= together.any_of(self.watch.is_asked)
         return self.is_stopping
 
-    def _stops(self) -> bool:
+    def _must(self, saved: Checkpoints) -> bool:
+        """Return whether this process must stop: asked to, or a save has failed."""
+        return self.watch.is_asked or saved.has_failed
+
+    def _stops(self, saved: Checkpoints) -> bool:
         """Return whether this step is the last; of several processes votes tell."""
-        self.is_stopping |= self.watch.is_asked and together.count() == 1
+        self.is_stopping |= self._must(saved) and together.count() == 1
         return self.is_stopping
 
     def _on_step(self, step: int, state: TrainState, saved: Checkpoints) -> None:
@@ -184,16 +188,16 @@ class Trainer:
             self.odd.dissect(step, state)
             try:
                 measured = None
-                if self._evaluates(step) and not self._stops():
+                if self._evaluates(step) and not self._stops(saved):
                     measured = self._evaluate_at(step, state)
-                elif self._saves(step) or self._stops():
+                elif self._saves(step) or self._stops(saved):
                     # What has no loss is not worth saving.
                     self.held_out.measure(step, state, 1, is_short=True)
             except AskedError:
                 pass
-            if self._saves(step) or self._stops():
+            if self._saves(step) or self._stops(saved):
                 self._save(step, state, saved, measured)
-        if self._stops() and step < self.parts.num_steps:
+        if self._stops(saved) and step < self.parts.num_steps:
             self._stop(step, saved)
         self.watch.beat()
 

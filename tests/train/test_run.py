@@ -308,6 +308,11 @@ def test_the_step_is_compiled_once(fm, tiny, tmp_path):
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
     fm, tiny, environment, tmp_path
 ):
+    """Fault 15, checkpoints: a save finds the disk full.
+
+    Promise: the run ends at the next step, says which folder, and exits 2; the
+    checkpoint before it stays.
+    """
     flags = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.model.mlp_dim=1024"]
     assert fm("train", *flags).returncode == 0
     before = _leaves(tmp_path / "run", 20)
@@ -319,7 +324,8 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", *flags, "--config.train.steps=40"],
+        [sys.executable, "-c", code, "train", *flags, "--config.train.steps=4000",
+         "--config.checkpoint.every=25"],
         env=environment | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
@@ -328,6 +334,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
         "fm: the disk must have room for a checkpoint; got none under"
     )
     assert "Traceback" not in done.stderr
+    assert Run(tmp_path / "run").series("train/loss")[0][-1] < 50
     after = _leaves(tmp_path / "run", 20)
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert "the disk must have room" in (tmp_path / "run" / "FAILED").read_text()

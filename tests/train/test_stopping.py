@@ -16,7 +16,7 @@ from fm_jax.runs import Run
 
 SLOW = "--config.eval.max_batches=0"  # every held-out text at each evaluation
 # What differs between two runs of the same bits.
-OF_TIME = ("perf/", "time/", "startup/", "memory/", "compile/", "predicted/")
+OF_TIME = ("run/", "perf/", "time/", "startup/", "memory/", "compile/", "predicted/")
 
 
 @pytest.fixture

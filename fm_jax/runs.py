@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ class Run:
     def held(self) -> Iterator[None]:
         """Keep other processes from writing this run while the block runs.
 
-        Raises UserError when one does. The lock ends with its process, however.
+        Raises UserError when one does, which names it. The lock ends with its process,
+        however that ends; `alive/0` says when it was last seen.
         """
         import fcntl
 
@@ -76,15 +78,21 @@ class Run:
             return
         with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a")  # noqa: SIM115, held by the block
+            lock = open(self.path / ".lock", "a+")  # noqa: SIM115, held by the block
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                lock.seek(0)
+                who = lock.read(200).strip()
                 raise UserError(
                     f"--workdir must not be in use; got {self.path}, which another "
-                    "process is training. Wait for it, or choose another --workdir."
+                    f"process is training{who and f' ({who})'}. Wait for it, or choose "
+                    "another --workdir."
                 ) from error
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            lock.flush()
             yield
 
     def begin(self) -> None:

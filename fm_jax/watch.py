@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 EXIT_STOPPED, EXIT_HUNG = 75, 85
-LOOK = 1.0  # seconds between two looks
+LOOK, TELL = 1.0, 5.0  # seconds between two looks, and between two signs of life
 COMPILING = 4.0  # the times of its limit that a beat may take where programs compile
 
 
@@ -30,8 +30,10 @@ class Watch:
 
     `beat` is a sign of life: from the first one on, the next must come within
     `hang_seconds`, or the stacks of all threads go to stderr and to the file `stacks`,
-    and the process is ended with 85. 0 seconds: no limit. on_end: called with the exit
-    status of a process that is ended here, which no `finally` sees.
+    and the process is ended with 85. 0 seconds: no limit. Its signs of life are counted
+    in the file `alive`; one that hangs tells those of the others in that folder, for
+    the last of them is whom all wait for. on_end: called with the exit status of a
+    process that is ended here, which no `finally` sees.
     """
 
     def __init__(
@@ -46,11 +48,14 @@ class Watch:
         self.error: Exception | None = None
         self.on_end = on_end
         self.stacks: Path | None = None
+        self.alive: Path | None = None
+        self._num_beats, self._told = 0, 0.0
         self._due = self._last_call = float("inf")
         self._num_interrupts = self._num_asked = 0
 
     def beat(self, *, times: float = 1) -> None:
         """Give a sign of life; the next may take `times` as long as usual."""
+        self._num_beats += 1
         if self.hang_seconds:
             self._due = time.monotonic() + times * self.hang_seconds
 
@@ -94,6 +99,10 @@ class Watch:
                 for number in self._ours.recv(16):
                     self._heard(number)
             now = time.monotonic()
+            if self.alive and now - self._told > TELL:
+                self._told = now
+                with contextlib.suppress(OSError):
+                    self.alive.write_text(f"{self._num_beats}\n")
             if now > self._last_call:
                 status = EXIT_STOPPED if self.is_saved else EXIT_HUNG
                 self._end(
@@ -105,8 +114,20 @@ class Watch:
                 self._end(
                     EXIT_HUNG,
                     f"no step, batch or checkpoint came to its end in "
-                    f"{self.hang_seconds:g} s or the multiple that it has: hung",
+                    f"{self.hang_seconds:g} s or the multiple that it has: hung"
+                    + self._others(),
                 )
+
+    def _others(self) -> str:
+        """Return how far the other processes of the run are, where there are any."""
+        found = []
+        with contextlib.suppress(OSError, AttributeError):
+            for file in sorted(self.alive.parent.iterdir()):
+                if file != self.alive:
+                    age = time.time() - file.stat().st_mtime
+                    count = file.read_text().strip()
+                    found.append(f"; process {file.name} gave {count}, {age:.0f} s ago")
+        return f". It gave {self._num_beats} signs of life{''.join(found)}"
 
     def _heard(self, number: int) -> None:
         if number == signal.SIGINT:

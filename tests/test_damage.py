@@ -83,6 +83,10 @@ def test_what_is_whole_is_read_without_a_word(copied):
 def test_whatever_file_is_cut_short_or_gone_nothing_wrong_is_read(
     what, copied, tmp_path
 ):
+    """Fault 12, checkpoints: any file of the newest checkpoint is cut short or gone.
+
+    Promise: that is told, and the one before it is read; nothing wrong ever is.
+    """
     names = [file.relative_to(copied / "2") for file in _files(copied / "2")]
     assert len(names) > 5
     seen = 0
@@ -103,7 +107,10 @@ def test_whatever_file_is_cut_short_or_gone_nothing_wrong_is_read(
 
 
 def test_a_flipped_bit_is_never_read_as_if_it_were_not(copied):
-    """A bit flips somewhere in the newest checkpoint."""
+    """Fault 13, checkpoints: a bit flips in the newest checkpoint.
+
+    Promise: its digests tell, and the one before it is read.
+    """
     rng = np.random.default_rng(0)
     files = [file for file in _files(copied / "2") if file.stat().st_size]
     sizes = np.array([file.stat().st_size for file in files])
@@ -174,3 +181,28 @@ def test_a_step_from_before_there_were_digests_is_taken_as_it_is(tmp_path, monke
     with pytest.raises(UserError, match="one of the saved steps"):
         saved.restore(2, _abstract())
     saved.close()
+
+
+def test_folders_that_no_save_finished_are_not_read_and_not_removed(copied):
+    """Fault 14, checkpoints: a step's folder is empty or was copied in part.
+
+    Promise: the newest whole step is taken; what is in the way moves to damaged/.
+    """
+    (copied / "3").mkdir()
+    part = copied / "4" / "params"
+    part.mkdir(parents=True)
+    file = _files(copied / "2" / "params")[0]
+    shutil.copy(file, part)
+    (copied / "mine").mkdir()
+    step, is_right, said = _read(copied)
+    assert (step, is_right) == (2, True)
+    assert len(said) == 2
+    saved = Checkpoints(copied, writes=True, keep=9)
+    moved = saved.set_aside(2)
+    assert (moved[1] / "params" / file.name).read_bytes() == file.read_bytes()
+    for number in (3, 4):
+        saved.save(number, _state(number), None)
+        saved.wait()
+    saved.close()
+    assert _read(copied) == (4, True, [])
+    assert (copied / "mine").is_dir()

@@ -60,6 +60,10 @@ def _dies(attempt, *more):
 
 
 def test_a_run_that_dies_at_each_start_is_refused(tmp_path):
+    """Fault 10, stopping: a run is started again and again and dies each time.
+
+    Promise: after five starts in a row that saved nothing, exit 2 with the reason.
+    """
     run = Run(tmp_path)
     ready = _row(0, 1, "ready", 20, 0.0)
     rows = [row for n in range(1, 6) for row in _dies(n, ready)]

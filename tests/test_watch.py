@@ -105,11 +105,18 @@ with Watch() as watch:
 
 
 def test_a_main_thread_that_is_stuck_is_ended_with_its_stacks(tmp_path):
+    """Fault 27, processes: a process lives and its main thread is stuck.
+
+    Promise: after --hang seconds it writes the stacks of all threads and exits 85.
+    """
+    (tmp_path / "alive").mkdir()
+    (tmp_path / "alive" / "1").write_text("2\n")
     child = _start(f"""
 import pathlib
 ended = pathlib.Path({str(tmp_path)!r}, "ended")
 with Watch(hang_seconds=1, on_end=lambda status: ended.write_text(str(status))) as w:
     w.stacks = pathlib.Path({str(tmp_path)!r}, "stacks")
+    w.alive = pathlib.Path({str(tmp_path)!r}, "alive", "0")
     asleep(2.5)  # nothing is expected before the first beat
     w.beat()
     asleep(0.5)
@@ -123,6 +130,8 @@ with Watch(hang_seconds=1, on_end=lambda status: ended.write_text(str(status))) 
 """)
     code, _, err = _end(child)
     assert code == 85 and "hung" in err
+    assert "It gave 3 signs of life; process 1 gave 2," in err
+    assert int((tmp_path / "alive" / "0").read_text()) in (1, 2, 3)
     assert "in asleep" in (tmp_path / "stacks").read_text()
     assert (tmp_path / "ended").read_text() == "85"
 

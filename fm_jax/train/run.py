@@ -144,6 +144,8 @@ def _leaving_status(run: Run, watch: Watch) -> Iterator[None]:
     """Leave this process's exit status in the run's folder, however the block ends."""
     index = together.index()
     watch.stacks = run.path / f"stacks-{index}.txt"
+    (run.path / "alive").mkdir(exist_ok=True)
+    watch.alive = run.path / "alive" / str(index)
     watch.on_end = lambda status: run.leave_status(index, status)
     status = 0
     try:
@@ -152,4 +154,6 @@ def _leaving_status(run: Run, watch: Watch) -> Iterator[None]:
         status = exit_status(error)
         raise
     finally:
+        file, watch.alive = watch.alive, None
+        file.unlink(missing_ok=True)
         run.leave_status(index, status)

@@ -55,6 +55,10 @@ def test_a_process_without_its_coordinator_says_whom_it_called(address):
 
 
 def test_all_that_came_are_told_who_did_not(address):
+    """Fault 24, processes: one of several does not come to the start.
+
+    Promise: after --join_timeout seconds all that came say who is missing, and exit 2.
+    """
     first, second = _meet([Cluster(address, 4, 0), Cluster(address, 4, 2)], 1)
     assert f"all 4 processes must come to process 0 at {address}" in first
     assert "within 1 s; got no call of [1, 3]." in first

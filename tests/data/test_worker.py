@@ -198,7 +198,12 @@ def test_an_error_here_ends_all_processes(error, started, tmp_path):
     assert [process.returncode for process in started] == [-9, -9]
 
 
-def test_an_interrupt_leaves_a_process_at_work(started, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_leaves_a_process_at_work(number, started, tmp_path):
+    """Fault 5, stopping: SIGTERM comes to the processes that prepare data, too.
+
+    Promise: they work on until whoever started them ends.
+    """
     made.write_corpus(tmp_path / "corpus")
     _, planned, setup = work_on(tmp_path / "there", tmp_path / "corpus")
     groups = []
@@ -207,7 +212,7 @@ def test_an_interrupt_leaves_a_process_at_work(started, tmp_path):
         for process in started:
             if process.poll() is None:
                 groups.append(os.getpgid(process.pid))
-                os.kill(process.pid, signal.SIGINT)
+                os.kill(process.pid, number)
 
     run(setup, planned, num_workers=1, report=interrupt)
     assert groups

@@ -84,6 +84,10 @@ def _compare(run: Run, other: Run) -> None:
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(together, alone, tmp_path):
+    """Fault 28, processes: one process could run out of data before the others.
+
+    Promise: all read one plan, a function of seed and step, to the same last step.
+    """
     run = Run(tmp_path / "run")
     done = together(2, 4, f"--workdir={run.path}")
     assert done.returncode == 0, done.stderr

@@ -213,6 +213,10 @@ def test_a_duration_short_of_the_last_checkpoint_is_refused(fm, tiny, finished):
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
     fm, tiny, environment, tmp_path
 ):
+    """Fault 21, checkpoints: a run goes on where it was, on the same mesh.
+
+    Promise: parameters, averages, moments and metrics are the same, bit for bit.
+    """
     flags = [*tiny, "--config.train.steps=300", "--config.train.ema_decay=0.9"]
     whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
     assert fm("train", *flags, f"--workdir={whole.path}").returncode == 0
@@ -236,6 +240,10 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
 
 @pytest.mark.slow
 def test_a_run_goes_on_over_another_mesh_with_the_same_tokens(fm, tiny, tmp_path):
+    """Fault 20, checkpoints: a run goes on over another mesh.
+
+    Promise: it sees the same tokens, and its losses agree to rounding.
+    """
     # Under a constant rate, half a run is the first half of the whole.
     flags = [*tiny, "--config.schedule.name=constant", "--config.checkpoint.every=10"]
     flags += ["--config.schedule.warmup_fraction=0"]

@@ -119,6 +119,25 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_with_the_same_bits(
 
 
 @pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_within_a_save_ends_it(start, long, tmp_path):
+    """Fault 6, stopping: SIGTERM comes while a checkpoint is being written.
+
+    Promise: that save is finished, a newer one is made, and both are whole.
+    """
+    run = Run(tmp_path / "run")
+    child = start(run, *long[0])
+    _until(child, lambda: _happened(run, "save"))
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 75, err
+    saved = Checkpoints(run.checkpoints)
+    first, *rest = saved.steps()
+    assert first == 100 and len(rest) <= 1
+    assert all(saved.check(step) for step in saved.steps())
+    saved.close()
+
+
+@pytest.mark.slow
 def test_a_run_stops_within_an_evaluation_and_makes_up_for_it(
     start, fm, tiny, tmp_path
 ):
@@ -217,9 +236,9 @@ def test_all_processes_stop_at_one_step_when_one_is_asked(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_whose_peer_freezes_says_where_it_waits_and_ends(start, tmp_path):
-    """Fault 27, processes: one process hangs and the others wait for it.
+    """Fault 26, processes: one process freezes and the others wait for it.
 
-    Promise: after --hang seconds they write all stacks and exit 85.
+    Promise: after --hang seconds they say who was last heard of when, and exit 85.
     """
     run = Run(tmp_path / "run")
     pair = _pair(start, run, "--hang=4")
@@ -230,7 +249,7 @@ def test_a_process_whose_peer_freezes_says_where_it_waits_and_ends(start, tmp_pa
     finally:
         pair[1].kill()
     assert pair[0].returncode == 85, err
-    assert "hung" in err
+    assert "hung" in err and "; process 1 gave" in err
     assert "loop.py" in (run.path / "stacks-0.txt").read_text()
     assert _statuses(run)["0"] == "85"
 

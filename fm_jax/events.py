@@ -53,20 +53,21 @@ class Goodput:
 def goodput(rows: Sequence[dict]) -> Goodput:
     """Return what events tell of time: down time and repeated steps are no training.
 
-    Of an attempt that others follow the steps count up to the one from which the next
-    went on, and of the last all that it told.
+    Steps count up to the one from which the next start, or the run when it went back,
+    went on; of the last stretch all that it told.
     """
     if not rows:
         return Goodput(0.0, 0.0, 0)
-    trained, kept = 0.0, float("inf")
-    attempts = sorted({row["attempt"] for row in rows}, reverse=True)
-    for attempt in attempts:
-        own = [row for row in rows if row["attempt"] == attempt]
-        stepped = [row for row in own if row.get("step", float("inf")) <= kept]
-        trained += max((row.get("trained", 0.0) for row in stepped), default=0.0)
-        begun = [row["step"] for row in own if row["event"] == "ready"]
-        kept = min(kept, begun[0]) if begun else kept
-    return Goodput(rows[-1]["time"] - rows[0]["time"], trained, len(attempts))
+    trained, kept, last = 0.0, float("inf"), None
+    for row in reversed(rows):
+        if "step" not in row or row["step"] > kept:
+            continue
+        last = row["trained"] if last is None else last
+        if row["event"] == "ready":  # here steps began, and all after it is counted
+            trained += last - row["trained"]
+            kept, last = row["step"], None
+    starts = sum(row["event"] == "start" for row in rows)
+    return Goodput(rows[-1]["time"] - rows[0]["time"], trained, starts)
 
 
 def refuse_fruitless(rows: Sequence[dict], run: Run) -> None:

@@ -84,3 +84,14 @@ def test_what_was_saved_or_said_breaks_the_row(row, tmp_path):
     rows = [row for n in range(1, 4) for row in _dies(n)]
     rows += [row, *(r for n in range(4, 6) for r in _dies(n))]
     events.refuse_fruitless(rows, Run(tmp_path))
+
+
+def test_goodput_of_a_start_that_went_back():
+    rows = [
+        *ROWS[:3],
+        _row(131.0, 1, "rewind", 33, 21.0),
+        _row(132.0, 1, "ready", 20, 21.0),
+        _row(140.0, 1, "done", 40, 28.0),
+    ]
+    found = events.goodput(rows)
+    assert (found.trained, found.attempts) == (20 + 7, 1)

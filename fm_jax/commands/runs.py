@@ -31,7 +31,7 @@ def train(flags, raw, argv) -> None:
         with machine.importing():
             from fm_jax.train import run
 
-        run.train(config, workdir, ["fm", *argv], watch)
+        run.train(config, workdir, ["fm", *argv], watch, flags.rewinds)
 
 
 def generate(flags, raw, argv) -> None:
@@ -127,6 +127,11 @@ COMMANDS = {
             "num_processes": (0, "how many there are; default: the launcher's number"),
             "process_id": (-1, "which one this is, from 0; default: the launcher's"),
             "join_timeout": (300, "seconds to wait for the others"),
+            "rewinds": (
+                0,
+                "times that a run which diverges goes back to its last checkpoint and "
+                "leaves out the batches since",
+            ),
             "grace": (120.0, "seconds to save in after SIGTERM; 0: no limit"),
             "hang": (
                 3600.0,

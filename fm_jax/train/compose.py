@@ -57,6 +57,7 @@ class Parts:
     init: Callable  # rng -> state
     begin: Callable  # params, rng -> state
     train_step: Callable
+    leave_out: Callable
     gradient: Callable
     eval_step: Callable
     merge: Callable  # state.weights() -> plain params
@@ -276,6 +277,7 @@ def build(
         init=jax.jit(create, out_shardings=places, compiler_options=once),
         begin=jax.jit(begin, out_shardings=places, compiler_options=once),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(places, whole)),
+        leave_out=jax.jit(steps.leave_out, donate_argnums=0, out_shardings=places),
         gradient=jax.jit(gradient, out_shardings=(places.params, whole, whole)),
         eval_step=jax.jit(steps.make_eval_step(tuning, held_out), out_shardings=whole),
         merge=jax.jit(

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import jax
@@ -56,10 +56,13 @@ def run(
     hooks: Hooks,
     clock: Clock,
     overlap: bool = True,
+    left_out: Container[int] = (),
+    leave_out: Callable[[Any], Any] = lambda state: state,
 ) -> Any:
     """Return the state after steps `start` to `stop`.
 
     overlap: begin a step before the numbers of the one before are read; see `overlaps`.
+    left_out: steps whose batches are read and passed over: `leave_out` takes them.
     Raises DivergedError when more steps in a row than may be were not finite, or a
     number of another step is not.
     """
@@ -70,12 +73,15 @@ def run(
         with clock.phase("wait_for_data"):
             batch = put(next(batches))
         with clock.phase("train"):
-            state, metrics = step_fn(state, batch)
+            if step in left_out:
+                state, metrics = leave_out(state), {}
+            else:
+                state, metrics = step_fn(state, batch)
             if not is_host:
                 for value in metrics.values():
                     value.copy_to_host_async()
             reader.read(pending)
-            pending = (step, metrics)
+            pending = (step, metrics) if metrics else None
             if not overlap or hooks.is_due(step) or step == stop:
                 pending = reader.read(pending)
             if not overlap:

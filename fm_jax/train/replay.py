@@ -16,6 +16,7 @@ from fm_jax.prepare.opened import Data
 from fm_jax.runs import Run
 from fm_jax.train import aims, autopsy, beginning, compose, feeds, opening
 from fm_jax.train.compose import Parts
+from fm_jax.train.rewinding import left_out
 from fm_jax.train.step import TrainState
 
 
@@ -79,8 +80,13 @@ def _replay(run, record, parts: Parts, data: Data, step: int, say) -> Replayed:
     state, start = _state_before(run, record, parts, step)
     say(f"from step {start:,}: {step - start:,} steps")
     batches = feeds.train_batches(parts, data, start)
-    for _ in range(start + 1, step):
-        state, _ = parts.train_step(state, parts.put(next(batches)))
+    passed_over = set(left_out(run))
+    for number in range(start + 1, step):
+        batch = parts.put(next(batches))
+        if number in passed_over:
+            state = parts.leave_out(state)
+        else:
+            state, _ = parts.train_step(state, batch)
     batch = parts.put(next(batches))
     gradient, _, _ = parts.gradient(state, batch)
     norms = autopsy.norms(state, gradient)

@@ -30,6 +30,7 @@ def train(
     workdir: Path,
     command: list[str],
     watch: Watch | None = None,
+    num_rewinds: int = 0,
 ) -> Run:
     """Train, or go on training, the run in `workdir`; return it when it is done.
 
@@ -39,8 +40,9 @@ def train(
     writes the folder, apart from checkpoints, which all write together, and the exit
     status that each leaves in exits/.
 
-    watch: hears of signals; None: nothing does. Raises StoppedError when the run was
-    asked to stop, and what it did is saved.
+    num_rewinds: how often a run that diverges goes back to its last checkpoint, leaving
+    out the batches since. watch: hears of signals; None: nothing does. Raises
+    StoppedError when the run was asked to stop, and what it did is saved.
     """
     watch = watch or Watch()
     run = Run(workdir, writes=together.is_main())
@@ -110,8 +112,9 @@ def train(
         stack.enter_context(_leaving_status(run, watch))
         table = rows.Table(run, parts, data, record)
         trainer = Trainer(
-            run, parts, data, clock, startup, compiles, table, happened, watch
-        )
+            run, parts, data, clock, startup, compiles, table, happened, watch,
+            num_rewinds,
+        )  # fmt: skip
         try:
             together.on_main(lambda: run.write_config(record))
             together.on_main(

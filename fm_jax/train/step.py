@@ -209,6 +209,13 @@ def make_train_step(
     return train_step
 
 
+def leave_out(state: TrainState) -> TrainState:
+    """Return the state after a step that changes nothing but counts."""
+    kept = dataclasses.replace(state, frozen={})
+    kept = jax.tree.map(lambda x: x + 1 if _is_count(x) else x, kept)
+    return dataclasses.replace(kept, frozen=state.frozen)
+
+
 def make_eval_step(tuning: Tuning, sums_of: Callable) -> Callable:
     """Return f((params, frozen), batch) -> sums, as `loss_sums` and its like give."""
     return lambda weights, batch: sums_of(tuning.join(*weights), batch)[1]
@@ -226,8 +233,11 @@ def present(metrics: dict[str, float]) -> dict[str, float]:
 
 def _if(is_finite, new, old):
     """Return new, or old unless all is finite: counts go on, schedules go by them."""
-    is_count = jnp.issubdtype(new.dtype, jnp.integer)
-    return new if is_count else jnp.where(is_finite, new, old)
+    return new if _is_count(new) else jnp.where(is_finite, new, old)
+
+
+def _is_count(x):
+    return jnp.issubdtype(x.dtype, jnp.integer)
 
 
 def _rebalanced(params, before, load_LE, rate):

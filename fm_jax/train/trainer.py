@@ -8,12 +8,22 @@ import jax
 from fm_jax import machine, metrics
 from fm_jax.checkpoints import Checkpoints
 from fm_jax.cluster import together
-from fm_jax.errors import StoppedError
+from fm_jax.errors import DivergedError, StoppedError
 from fm_jax.events import Events
 from fm_jax.finetune.drift import Drift
 from fm_jax.prepare.opened import Data
 from fm_jax.runs import Run
-from fm_jax.train import autopsy, closing, ending, feeds, first, loop, opening, rows
+from fm_jax.train import (
+    autopsy,
+    closing,
+    ending,
+    feeds,
+    first,
+    loop,
+    opening,
+    rewinding,
+    rows,
+)
 from fm_jax.train import step as steps
 from fm_jax.train.beginning import Beginning
 from fm_jax.train.compose import Parts
@@ -37,11 +47,14 @@ class Trainer:
         table: rows.Table,
         events: Events,
         watch: Watch,
+        num_rewinds: int = 0,
     ):
         self.run, self.parts, self.data = run, parts, data
         self.config = parts.config
         self.clock, self.startup, self.compiles = clock, startup, compiles
         self.table, self.events, self.watch = table, events, watch
+        self.num_rewinds = num_rewinds
+        self.left_out: list[int] = []  # steps
         self.is_stopping = False  # once it is true all processes know
         self.saving: int | None = None  # a step that may not be whole yet
         self.odd = autopsy.Oddities(run, data, parts.config, events, self.say)
@@ -72,14 +85,21 @@ class Trainer:
             stack.callback(saved.close)
             stack.callback(self.watch.rest)
             self.watch.beat(times=COMPILING)
+            self.left_out = together.on_main(lambda: rewinding.left_out(self.run))
             state, start, is_own = first.state(self, saved, begins, goes_on=goes_on)
             self.held_out = HeldOut(
                 parts, self.data, self.drift, self.clock, self.watch,
                 self._is_asked, self.say,
             )  # fmt: skip
-            if parts.num_steps:
-                state = self._steps(state, start, saved, stack, is_own=is_own)
-            else:
+            while parts.num_steps:
+                try:
+                    state = self._steps(state, start, saved, stack, is_own=is_own)
+                    break
+                except DivergedError as error:
+                    if not rewinding.goes_back(self, error.step, saved):
+                        raise
+                state, start, is_own = first.state(self, saved, begins, goes_on=True)
+            if not parts.num_steps:
                 self._save(0, state, saved, None)
             try:
                 final = self.held_out.measure(parts.num_steps, state, max_batches=0)
@@ -103,7 +123,7 @@ class Trainer:
         """Return the state after all steps."""
         parts = self.parts
         rows = self.config.train.batch_size
-        self.step_fn = self.compiled(
+        self.step_fn = self.step_fn or self.compiled(
             parts.train_step, parts.abstract, parts.abstract_batch(rows)
         )
         # With the state, and what the compiler has left behind.
@@ -133,6 +153,8 @@ class Trainer:
             stop=parts.num_steps,
             clock=self.clock,
             overlap=loop.overlaps(self.step_fn),
+            left_out=set(self.left_out),
+            leave_out=parts.leave_out,
             hooks=loop.Hooks(
                 on_metrics=self._on_metrics,
                 is_due=lambda step: (

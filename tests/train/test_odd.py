@@ -1,6 +1,7 @@
 """Tests of steps that go wrong: noticed, kept, made again."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from fm_jax import config as configs
 from fm_jax import configfile, events
 from fm_jax.errors import DivergedError
 from fm_jax.runs import Run
-from fm_jax.train import autopsy, feeds, run
+from fm_jax.train import autopsy, feeds, replay, run
 
 
 def test_a_spike_is_far_above_the_last_losses():
@@ -122,3 +123,34 @@ def test_a_spike_is_kept_with_its_batch(settings, tmp_path, monkeypatch):
 def _is_fifty(spikes) -> bool:
     spikes.seen = getattr(spikes, "seen", 0) + 1
     return spikes.seen == 50
+
+
+def test_a_run_goes_back_and_leaves_out_what_it_diverged_on(
+    settings, tmp_path, monkeypatch
+):
+    """Fault 31, numbers: a run diverges, and --rewinds is given.
+
+    Promise: it goes back to its last checkpoint, leaves out the batches since, goes on.
+    """
+    settings["train"]["max_skips"] = 0
+    settings["checkpoint"] |= {"every": 20, "keep": 3}
+    _broken(monkeypatch, {33}, np.nan)
+    config, folder = configs.check(settings), tmp_path / "run"
+    with pytest.raises(DivergedError, match="at step 33"):
+        run.train(config, folder, ["fm", "train"])
+    found = run.train(config, folder, ["fm", "train"], None, 1)
+    assert found.is_done()
+    steps, losses = found.series("train/loss")
+    assert steps == [*range(1, 21), *range(34, 61)]
+    assert json.loads((folder / "left_out.json").read_text()) == list(range(21, 34))
+    assert not found.series("train/skipped")[0]
+    # On a start that goes on before them they are left out as well: the same bits.
+    for step in found.checkpoints.iterdir():
+        if step.name in ("40", "60"):
+            shutil.rmtree(step)
+    (folder / "DONE").unlink()
+    again = run.train(config, folder, ["fm", "train"])
+    assert again.series("train/loss") == (steps, losses)
+    odd = replay.replay(folder, 36, lambda line: None)
+    assert odd.start == 20 and not odd.changed
+    assert "train/loss" in odd.written

@@ -95,7 +95,8 @@ ORDER = {
     "planning": ["topologies", "plan", "search", "show", "shipped", "command"],
     "train": ["gradients", "step", "loop", "progress", "aims", "compose", "feeds",
               "autopsy", "beginning", "tuned", "restore", "opening", "closing", "rows",
-              "held_out", "first", "ending", "rewinding", "trainer", "run", "replay", "proof"],
+              "held_out", "first", "ending", "rewinding", "trainer", "run", "replay",
+              "proof"],
 }  # fmt: skip
 
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__init__.py")

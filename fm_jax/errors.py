@@ -5,7 +5,16 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line on stderr and exit status 2."""
+    """A mistake the user can mend: one line on stderr and exit status 2.
+
+    What it repeats may be a stranger's: of that nothing reaches a terminal but letters.
+    """
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        if said.isprintable():
+            return said
+        return "".join(c if c.isprintable() else _escaped(c) for c in said)
 
 
 class DivergedError(RuntimeError):
@@ -21,6 +30,10 @@ class DivergedError(RuntimeError):
 
 class OutOfMemoryError(RuntimeError):
     """A device or the host was full: exit status 1, with the table of what it held."""
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
 
 
 def unknown(thing: str, name: object, known: Iterable[str]) -> UserError:

@@ -7,6 +7,7 @@ combinations.py what is refused. Imports no jax.
 
 import dataclasses
 import math
+import os
 import typing
 from typing import Any
 
@@ -153,11 +154,15 @@ def _check_values(config: Config) -> None:
 
 
 def _check_urls(config: Config) -> None:
-    """Refuse secrets in what a run writes down."""
-    for key in ("data.paths", "data.eval_paths", "data.name", "data.tfds_dir",
-                "data.tokenizer", "data.cache_dir", "init.from"):  # fmt: skip
+    """Refuse secrets in what a run writes down, and homes of users that are not."""
+    for key in demands.PATHS:
         found = demands.value(config, key)
         for one in (found,) if isinstance(found, str) else found:
+            home = one.partition("/")[0]
+            if home.startswith("~") and os.path.expanduser(home) == home:
+                raise UserError(
+                    f"config.{key} must be in a home that is there; got {one[:80]!r}."
+                )
             if redact.in_url(one):
                 raise UserError(
                     f"config.{key} must have no password or key in a URL, for the run "

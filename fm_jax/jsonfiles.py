@@ -56,19 +56,23 @@ def text(file: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def parse(text: str | bytes, **how: Any) -> Any:
+def parse(text: str | bytes, *, is_kept: bool = True, **how: Any) -> Any:
     """Return a value of JSON; ValueError on anything else, and on what is nested deep.
 
-    how: what json.loads takes beside the text.
+    is_kept: on half of a surrogate pair too, which no file can be written with. how:
+    what json.loads takes beside the text.
     """
     deep = f"lists and objects in each other, more than {MOST_DEPTH} deep"
     try:
         found = json.loads(text, **how)
     except RecursionError as error:
         raise ValueError(deep) from error
-    marks = ("[", "{") if isinstance(text, str) else (b"[", b"{")
-    if sum(map(text.count, marks)) > MOST_DEPTH and _is_deep(found):
+    marks = ("[", "{", "\\u") if isinstance(text, str) else (b"[", b"{", b"\\u")
+    opening, brace, escape = map(text.count, marks)
+    if opening + brace > MOST_DEPTH and _is_deep(found):
         raise ValueError(deep)
+    if escape and is_kept:
+        json.dumps(found, ensure_ascii=False).encode()
     return found
 
 

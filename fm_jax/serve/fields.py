@@ -10,7 +10,8 @@ from fm_jax.serve.refused import Refused, must, shown, unknown_field
 def read(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body."""
     try:
-        found = jsonfiles.parse(body.decode(), parse_constant=_no_constant)
+        text = body.decode()
+        found = jsonfiles.parse(text, is_kept=False, parse_constant=_no_constant)
     except ValueError as error:
         said = str(error).splitlines()[0][:200]
         raise Refused(f"the body must be JSON in UTF-8; got {said}.") from error

@@ -28,7 +28,7 @@ def load(path: Path, *, end_token: str = "", end_id: int = -1) -> Tokenizer:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise OSError("no plain file")
         raw = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter: of what no name can be
         raise UserError(
             "data.tokenizer must be bytes, bpe or the path of a tokenizer.json, "
             f"SentencePiece .model or .tiktoken file; got {str(path)!r} "

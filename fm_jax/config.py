@@ -7,17 +7,19 @@ combinations.py what is refused. Imports no jax.
 
 import dataclasses
 import math
-import re
+import os
 import typing
 from typing import Any
 
-from fm_jax import combinations, configfile, demands
+from fm_jax import combinations, configfile, demands, redact
+from fm_jax import patterns as regexes
 from fm_jax.corpora import chains
 from fm_jax.errors import UserError, unknown
 from fm_jax.models.config import ModelConfig
 from fm_jax.sections import Config, TrainConfig
 
 WITHOUT_STEPS = ("probe", "none")  # ways to fine-tune that take no gradient step
+MOST_WHOLE, MOST_FLOAT = 2**63, 1e300  # no amount is as large
 SEED_LIMIT = 2**31  # what every backend takes for a seed
 
 
@@ -106,8 +108,11 @@ def _as(value: Any, kind: Any) -> Any:
         if len(inner) == len(value):
             return tuple(_as(v, t) for v, t in zip(value, inner, strict=True))
     elif kind is float:
-        if type(value) in (int, float) and math.isfinite(value):
+        is_number = type(value) in (int, float) and abs(value) < MOST_FLOAT
+        if is_number:  # and no NaN
             return float(value)
+    elif kind is int and type(value) is int and abs(value) >= MOST_WHOLE:
+        raise TypeError
     elif origin is None and type(value) is kind:
         return value
     raise TypeError
@@ -145,6 +150,25 @@ def _check_values(config: Config) -> None:
         is_between = least <= demands.value(config, key) <= most
         demands.must(config, key, is_between, wanted)
     _check_patterns(config)
+    _check_urls(config)
+
+
+def _check_urls(config: Config) -> None:
+    """Refuse secrets in what a run writes down, and homes of users that are not."""
+    for key in demands.PATHS:
+        found = demands.value(config, key)
+        for one in (found,) if isinstance(found, str) else found:
+            home = one.partition("/")[0]
+            if home.startswith("~") and os.path.expanduser(home) == home:
+                raise UserError(
+                    f"config.{key} must be in a home that is there; got {one[:80]!r}."
+                )
+            if redact.in_url(one):
+                raise UserError(
+                    f"config.{key} must have no password or key in a URL, for the run "
+                    "writes it down; got one. Give it to fsspec by the environment, as "
+                    "FSSPEC_HTTPS, or by its files in ~/.config/fsspec."
+                )
 
 
 def _check_patterns(config: Config) -> None:
@@ -155,13 +179,7 @@ def _check_patterns(config: Config) -> None:
     }
     for key, several in patterns.items():
         for pattern in several:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(
-                    f"config.{key} must be regular expressions; got {pattern!r} "
-                    f"({error})."
-                ) from error
+            regexes.compiled(pattern, f"config.{key}")
 
 
 def resolve_steps(
@@ -178,4 +196,10 @@ def resolve_steps(
         or train.epochs * corpus_tokens
         or train.tokens_per_param * num_params
     )
-    return max(1, math.ceil(tokens / tokens_per_step))
+    steps = tokens / tokens_per_step
+    if steps >= MOST_WHOLE:
+        raise UserError(
+            f"a run must have fewer than {MOST_WHOLE:.0e} steps; got {steps:.3g}. "
+            "Lower train.epochs or train.tokens_per_param."
+        )
+    return max(1, math.ceil(steps))

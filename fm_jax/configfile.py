@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fm_jax import jsonfiles
 from fm_jax.errors import UserError, unknown
-from fm_jax.runs import Run
+from fm_jax.runs import RECORD, Run
 
 BASE = Path(__file__).parent.parent / "configs" / "base.py"
 DURATIONS = ("steps", "tokens", "epochs", "tokens_per_param")
@@ -88,21 +89,24 @@ def load(path: str) -> Any:
 
     name, _, variant = str(path).partition(":")
     file = Path(name)
-    if file.is_dir():
-        file = file / "config.json"
-    if not file.is_file():
+    try:
+        file = file / "config.json" if file.is_dir() else file
+        is_there = file.is_file()
+    except OSError:  # a name that no disk takes
+        is_there = False
+    if not is_there:
         known = sorted(str(p) for p in file.parent.glob("*.py"))
         if known:
             raise unknown("--config", name, known)
         raise UserError(f"--config must be a file; got {name!r}, which does not exist.")
     if file.suffix == ".json":
-        record = read_json(file)
+        record = _json(file)
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise UserError(
                 f"--config must be a config file or a run; got {name!r}, whose JSON "
                 "holds no config."
             )
-        return config_dict.ConfigDict(_filled(record["config"]))
+        return config_dict.ConfigDict(_of_run(record, name))
     if file.suffix != ".py":
         raise UserError(f"--config must be a .py or .json file; got {name!r}.")
     module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
@@ -154,12 +158,9 @@ def run_id(path: Path, raw: dict, init: dict | None = None) -> str:
 
 def read_json(path: Path) -> dict:
     """Return a JSON object from a file of ours; raises UserError on anything else."""
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} must be a JSON file written by a run; got {error}."
-        ) from error
+    found = _json(Path(path))
+    jsonfiles.check(found, dict, str(path))
+    return found
 
 
 def flat(raw: dict, prefix: str = "") -> dict[str, Any]:
@@ -202,6 +203,41 @@ def fingerprint(raw: dict, *, with_duration: bool = False) -> str:
     }
     text = json.dumps(fixed, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return jsonfiles.parse(jsonfiles.text(path))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} must be a JSON file written by a run; got {error}."
+        ) from error
+
+
+def _of_run(record: dict, name: str) -> dict:
+    """Return the config of a run's JSON, with keys that a config can have.
+
+    A run may be a stranger's, and programs that are kept are run, so where they are
+    kept is not for it to say; that none are kept is.
+    """
+    for section, keys in record["config"].items():
+        for key in [section, *(keys if isinstance(keys, dict) else ())]:
+            if not key.isidentifier():
+                raise UserError(
+                    f"a key of {name} must be a name; got {key[:40]!r}. See "
+                    "configs/base.py."
+                )
+    config = _filled(record["config"])
+    train = config.get("train")
+    is_run = record.keys() >= RECORD and isinstance(train, dict)
+    if is_run and train["compile_cache"]:
+        train["compile_cache"] = own_cache()
+    return config
+
+
+def own_cache() -> str:
+    """Return where this installation keeps compiled programs unless told otherwise."""
+    return load_base()["train"]["compile_cache"]
 
 
 def _filled(config: dict) -> dict:

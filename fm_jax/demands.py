@@ -67,6 +67,10 @@ FRACTIONS = (
 )
 NOT_EMPTY = ("data.tokenizer", "data.text_field", "data.cache_dir",
              "lora.targets")  # fmt: skip
+# What names files, here or under URLs.
+PATHS = ("data.paths", "data.eval_paths", "data.name", "data.tfds_dir",
+         "data.tokenizer", "data.chat_template", "data.cache_dir",
+         "train.compile_cache", "init.from")  # fmt: skip
 BELOW_ONE = ("optimizer.beta1", "optimizer.beta2", "train.ema_decay", "lora.dropout")
 CHOICES = {
     "data.source": sources.KINDS,

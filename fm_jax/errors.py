@@ -5,7 +5,16 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line on stderr and exit status 2."""
+    """A mistake the user can mend: one line on stderr and exit status 2.
+
+    What it repeats may be a stranger's: of that nothing reaches a terminal but letters.
+    """
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        if said.isprintable():
+            return said
+        return "".join(c if c.isprintable() else _escaped(c) for c in said)
 
     exit_status = 2
 
@@ -58,6 +67,10 @@ def exit_status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     return getattr(error, "exit_status", 1)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
 
 
 def unknown(thing: str, name: object, known: Iterable[str]) -> UserError:

@@ -10,6 +10,10 @@ from ml_collections import config_dict, config_flags
 from fm_jax import configfile
 from fm_jax.errors import UserError, unknown
 
+# What a value that is no literal of Python ends in: of another type, nested too deep.
+UNREADABLE = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError)
+MOST_LETTERS = 500  # of what is wrong with a flag
+
 
 @dataclasses.dataclass
 class Parsed:
@@ -47,8 +51,9 @@ def parse(command, argv: list[str]) -> tuple[Parsed, dict]:
     except absl_flags.UnrecognizedFlagError as error:
         known = [*command.flags, *(["config"] if command.takes_config else [])]
         raise unknown("flag", error.flagname, known) from error
-    except (absl_flags.Error, ValueError, TypeError) as error:
-        raise UserError(f"flags must be right; {error}") from error
+    except (absl_flags.Error, *UNREADABLE) as error:
+        said = str(error) or type(error).__name__
+        raise UserError(f"flags must be right; {said[:MOST_LETTERS]}") from error
     if positional and not command.positional:
         raise UserError(
             f"fm takes no argument {positional[0]!r} here; flags are "

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fm_jax import redact
+
 PACKAGES = (
     "fm_jax",
     "jax",
@@ -148,7 +150,7 @@ def started(command: list[str]) -> dict[str, object]:
     """Return what a run's history keeps of a start: when, how and of which code."""
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": redact.words(command, os.environ),
         "git": git_state(),
         "versions": versions(),
     }

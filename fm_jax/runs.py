@@ -9,9 +9,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fm_jax.errors import UserError
+from fm_jax import jsonfiles
+from fm_jax.errors import UserError, reason
 
 RECORD = {"config", "changed_from_base", "resolved", "data", "history"}
+BEGINNING = {"path": str, "run_id": str, "step": int, "tokens": float,
+             "with_optimizer": bool}  # fmt: skip
+# Of config.json, what is read before the checks of a config.
+FORM = {
+    "config": {"*": dict},
+    "changed_from_base": {"*": [object]},
+    "resolved": {
+        "run_id?": str,
+        "init?": (None, BEGINNING),
+        "model?": dict,
+        "tokens_per_step?": float,
+    },
+    "data": {
+        "tokenizer?": str,
+        "end_id?": int,
+        "begin_id?": (None, int),
+        "begin_ids?": [int],
+        "end_ids?": [int],
+        "labels?": [str],
+        "label_ids?": [int],
+        "eval_store?": str,
+    },
+    "history": [dict],
+}
+ROW = {"step": int}  # of a line of metrics
 OWN_NAMES = (".lock", "tokenizer.json", "FAILED")  # what may stand before config.json
 
 
@@ -44,7 +70,13 @@ class Run:
     def done_step(self) -> int:
         """Return the step that the run came to its end at, 0 while it has not."""
         file = self.path / "DONE"
-        return int(file.read_text()) if file.exists() else 0
+        if not file.exists():
+            return 0
+        with _told(file):
+            said = file.read_text(errors="replace").strip()[:30]
+        if not said.isdecimal() or len(said) > 18:
+            raise UserError(f"{file} must hold the run's last step; got {said!r}.")
+        return int(said)
 
     def check_free(self) -> None:
         """Raise UserError when the folder holds something that is not a run.
@@ -128,22 +160,24 @@ class Run:
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json; raises UserError when there is none to read."""
+        file = self.path / "config.json"
         try:
-            record = json.loads((self.path / "config.json").read_text())
+            record = jsonfiles.parse(jsonfiles.text(file))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"a run must be a folder with config.json; got {self.path}. "
                 "fm train prints the folder of its run."
             ) from error
+        except OSError as error:
+            raise UserError(f"{file} must be readable; got {reason(error)}.") from error
         except ValueError as error:
-            raise UserError(
-                f"{self.path}/config.json must be JSON; got {error}."
-            ) from error
+            raise UserError(f"{file} must be JSON; got {error}.") from error
         if not isinstance(record, dict) or not record.keys() >= RECORD:
             raise UserError(
                 f"{self.path}/config.json must be written by a run; got one that "
                 "something else wrote. Choose the folder of a run."
             )
+        jsonfiles.check(record, FORM, str(file))
         return record
 
     def log(self, line: str) -> None:
@@ -161,16 +195,27 @@ class Run:
         with _told(file), open(file, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 
-    def rows(self, name: str = "metrics.jsonl") -> Iterator[dict[str, Any]]:
-        """Yield the objects of a .jsonl file; a torn last line is left out."""
+    def rows(
+        self, name: str = "metrics.jsonl", *, form: Any = ROW
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the objects of a .jsonl file; a torn last line is left out.
+
+        Raises UserError on another line that is no object of that form.
+        """
         file = self.path / name
         if not file.exists():
             return
-        with open(file, encoding="utf-8") as stream:
-            for line in stream:
-                if not line.endswith("\n"):
+        with _told(file), open(file, "rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.endswith(b"\n"):
                     return
-                yield json.loads(line)
+                where = f"line {number} of {file}"
+                try:
+                    row = jsonfiles.parse(line)
+                except ValueError as error:
+                    raise UserError(f"{where} must be JSON; got {error}.") from error
+                jsonfiles.check(row, form, where)
+                yield row
 
     def mend(self, name: str) -> None:
         """Cut a last line that was torn, so that the next one stands alone."""
@@ -201,7 +246,8 @@ class Run:
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Return the steps and values of one metric."""
-        pairs = [(r["step"], r[name]) for r in self.rows() if name in r]
+        rows = self.rows(form=ROW | {f"{name}?": float})
+        pairs = [(row["step"], row[name]) for row in rows if name in row]
         return [step for step, _ in pairs], [value for _, value in pairs]
 
 

@@ -82,7 +82,9 @@ def test_an_older_run_is_read_with_what_is_newer_at_its_default(tmp_path):
         "steps": 3,
         "model": full["model"] | {"embed_dim": 9},
     }
-    kept = {"run_id": "first-12345678", "init": {"step": 4}}
+    began = {"path": "/runs/first", "run_id": "first-87654321", "step": 4}
+    began |= {"tokens": 64.0, "with_optimizer": True}
+    kept = {"run_id": "first-12345678", "init": began}
     run.write_config(record | {"resolved": resolved | kept})
     assert found["resolved"] | kept == configfile.read_run(run)["resolved"]
 

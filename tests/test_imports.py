@@ -10,7 +10,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / "fm_jax"
 
 FLOORS = [
-    ["errors", "durations", "jsonfiles", "machine", "caches", "watch"],
+    [
+        "errors",
+        "durations",
+        "jsonfiles",
+        "patterns",
+        "redact",
+        "machine",
+        "caches",
+        "watch",
+    ],
     [
         "trees",
         "digests",
@@ -41,8 +50,8 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # Within a floor or a folder, a file may use those that stand before it here.
 ORDER = {
-    "": ["errors", "durations", "jsonfiles", "machine", "caches", "watch", "trees",
-         "digests", "accelerators", "meshes",
+    "": ["errors", "durations", "jsonfiles", "patterns", "redact", "machine",
+         "caches", "watch", "trees", "digests", "accelerators", "meshes",
          "sharding", "products", "logits", "objectives", "runs", "optimizers",
          "metrics", "events", "checkpoints", "configfile", "sections", "demands",
          "combinations", "config", "report", "flags", "cli"],
@@ -68,7 +77,8 @@ ORDER = {
     "generation": ["request", "text", "sampling", "quantise", "steps", "engine",
                    "batch"],
     "tokenizers": ["protocol", "splits", "fast", "plain", "jsonfile", "sentence",
-                   "ranks", "load", "training", "special", "jinja", "template"],
+                   "ranks", "load", "training", "special", "limits", "jinja",
+                   "template"],
     "data": ["headers", "visible", "dedup", "progress", "arrays", "store", "shards",
              "lanes", "hands", "worker", "crew", "joined", "site", "build", "verify",
              "overlap", "summary", "packing", "windows", "chats", "labels", "sides",

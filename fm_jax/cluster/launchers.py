@@ -8,6 +8,13 @@ from fm_jax.errors import UserError
 
 AUTO = "auto"  # as an address: jax asks the TPU's or the cloud's own services
 NAMES = ("FM_COORDINATOR", "FM_NUM_PROCESSES", "FM_PROCESS_ID")
+MOST_DIGITS = 18
+# A name, an IPv4 address, or an IPv6 one: others end in the resolver's own errors.
+HOST = re.compile(
+    r"(?=.{1,253}$)[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(?:\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?"
+    r"|\[?[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\]?"
+)
+LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "127.0.0.1", "[::1]": "[::1]"}
 FIRST_PORT, NUM_PORTS = 61440, 4096  # above the ports that Linux gives to clients
 
 
@@ -23,6 +30,14 @@ class Cluster:
     num_processes: int = 0
     process_id: int = -1
     local_device_ids: tuple[int, ...] | None = None
+
+    @property
+    def bind_host(self) -> str:
+        """Where process 0 listens, "" for all addresses of its machine.
+
+        All others are there too where they call it by an address that stays there.
+        """
+        return LOOPBACK.get(self.coordinator.rpartition(":")[0].lower(), "")
 
 
 def find(
@@ -62,9 +77,14 @@ def _int(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name, "")
     if not text:
         return None
-    if not text.isdecimal():
-        raise UserError(f"{name} must be a whole number; got {text!r}.")
+    if not text.isdecimal() or len(text) > MOST_DIGITS:
+        raise UserError(f"{name} must be a whole number; got {text[:40]!r}.")
     return int(text)
+
+
+def _whole(text: str) -> int:
+    """Return a number, 0 where a text is none that can be."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else 0
 
 
 def _check(address: str | None, num: int | None, index: int | None) -> None:
@@ -87,7 +107,8 @@ def _check(address: str | None, num: int | None, index: int | None) -> None:
             "The first process is 0."
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    is_number = port.isdecimal() and len(port) <= MOST_DIGITS
+    if not HOST.fullmatch(host) or not is_number or not 0 < int(port) < 2**16:
         raise UserError(
             f"--coordinator must be HOST:PORT; got {address!r}. It is where process 0 "
             "runs and a port that is free there."
@@ -135,7 +156,7 @@ def _slurm_address(environ: Mapping[str, str]) -> str:
         r"([^,\[]*)(?:\[(\w+)[^\]]*\]([^,\[]*))?", environ["SLURM_STEP_NODELIST"]
     ).groups("")
     # Two steps of one job may run at once, and must not meet each other.
-    job, step = _int(environ, "SLURM_JOB_ID"), _int(environ, "SLURM_STEP_ID") or 0
+    job, step = (_int(environ, f"SLURM_{n}_ID") or 0 for n in ("JOB", "STEP"))
     return f"{start}{number}{end}:{_port(environ, job + 769 * step)}"
 
 
@@ -145,7 +166,7 @@ def _mpi_address(environ: Mapping[str, str]) -> str:
     host = re.search(r"tcp://([^,:]+)|tcp6://(\[[^,\]]+)", uri)
     if not host:
         return ""
-    job = int(uri.partition(".")[0]) // NUM_PORTS  # Open MPI counts jobs in 4096s
+    job = _whole(uri.partition(".")[0]) // NUM_PORTS  # Open MPI counts in 4096s
     return f"{host[1] or host[2] + ']'}:{_port(environ, job)}"
 
 

@@ -50,7 +50,7 @@ def meet(found: Cluster, timeout_seconds: float) -> None:
 
 def _await_calls(found: Cluster, port: int, timeout_seconds: float) -> None:
     try:
-        server = _listen(port, backlog=found.num_processes)
+        server = _listen(port, bind=found.bind_host, backlog=found.num_processes)
     except OSError as error:
         raise UserError(
             f"process 0 must be able to listen at {found.coordinator}; got "
@@ -96,9 +96,12 @@ def _await_calls(found: Cluster, port: int, timeout_seconds: float) -> None:
         raise UserError(problem)
 
 
-def _listen(port: int, *, backlog: int) -> socket.socket:
-    """Return a server on all addresses, or on that which jax was given for its own."""
-    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "").rpartition(":")[0]
+def _listen(port: int, *, bind: str, backlog: int) -> socket.socket:
+    """Return a server at `bind`, at all addresses where that is "".
+
+    At that which jax was given for its own, where it was.
+    """
+    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "").rpartition(":")[0] or bind
     if not bind and socket.has_dualstack_ipv6():
         with contextlib.suppress(OSError):
             return socket.create_server(

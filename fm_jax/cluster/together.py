@@ -55,6 +55,7 @@ def start(found: Cluster | None, *, timeout_seconds: float = 300) -> None:
             found.process_id,
             found.local_device_ids,
             cluster_detection_method="deactivate",
+            coordinator_bind_address=_bind_address(found),
         )
     devices = collections.Counter(d.process_index for d in jax.devices())
     if len(set(devices.values())) > 1:
@@ -65,6 +66,13 @@ def start(found: Cluster | None, *, timeout_seconds: float = 300) -> None:
         )
     # The first exchange opens connections and allows for half a minute only.
     _gather(b"")
+
+
+def _bind_address(found: Cluster) -> str | None:
+    """Return where jax's service listens; None: where its environment says, or all."""
+    if not found.bind_host or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return None
+    return f"{found.bind_host}:{found.coordinator.rpartition(':')[2]}"
 
 
 def count() -> int:

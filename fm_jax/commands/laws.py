@@ -83,6 +83,7 @@ COMMANDS = {
         "fm predict --fit=fits/tiny --flops=1e21",
         {
             "fit": (None, "a folder that fm fit made"),
+            "law": ("", "the file.py of its law, where it has one: it is run"),
             "flops": (0.0, "the budget, 6 * params * tokens"),
             "params": (0.0, "in place of a budget, with --tokens: the loss there"),
             "tokens": (0.0, "in place of a budget, with --params"),
@@ -99,6 +100,7 @@ COMMANDS = {
         "fm suggest --fit=fits/tiny --target_flops=1e21 --budget_flops=5e18",
         {
             "fit": (None, "a folder that fm fit made"),
+            "law": ("", "the file.py of its law, where it has one: it is run"),
             "target_flops": (0.0, "the compute whose best params are asked for"),
             "budget_flops": (0.0, "for all suggested runs together"),
             "max_runs": (12, "how many at most"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from fm_jax import jsonfiles
 from fm_jax.errors import UserError, reason
 
 PACE = 0.1  # seconds between the pieces of a text that is printed as it comes
@@ -119,7 +120,7 @@ def read_prompts(given: list[str], file: str) -> list[str]:
 
 def _prompt_of(line: str, where: str) -> str:
     try:
-        found = json.loads(line)
+        found = jsonfiles.parse(line)
     except ValueError as error:
         raise UserError(f"{where} must be JSON; got {line[:40]!r}.") from error
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):

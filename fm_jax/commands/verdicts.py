@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fm_jax import jsonfiles
 from fm_jax.errors import UserError, reason
 
 NUM_ROWS = 32  # texts together
@@ -134,7 +135,7 @@ def read_texts(given: Sequence[str], file: str, field: str) -> list[str]:
 
 def _field(line: str, field: str, where: str) -> str:
     try:
-        found = json.loads(line)
+        found = jsonfiles.parse(line)
     except ValueError as error:
         raise UserError(f"{where} must be JSON; got {line[:40]!r}.") from error
     if not isinstance(found, dict) or not isinstance(found.get(field), str):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from fm_jax import machine
+from fm_jax import caches, machine
 from fm_jax.corpora import paths, remote, streams
 
 SETTLED_SECONDS = 2  # a younger file may change within what its time can tell
@@ -146,7 +146,7 @@ class _Kept:
             self._base.close()
 
     def _open(self, _) -> sqlite3.Connection:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        caches.folder(self._file.parent)
         base = sqlite3.connect(self._file, timeout=LOCKED_SECONDS)
         base.execute(SCHEMA)
         return base

@@ -51,7 +51,7 @@ def pack(
     path, building = out / name / version, out / f".{name}-{version}.packing"
     reading = {"on_bad_text": on_bad_text, "max_document_bytes": max_document_bytes}
     try:
-        with caches.made_by_one(out / f"{name}-{version}"):
+        with caches.made_by_one(out / f"{name}-{version}", is_cache=False):
             if path.exists():
                 raise UserError(
                     f"dataset must be packed to a new folder; got {path}, which is "

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from fm_jax.corpora import fields, records, rows, streams
 from fm_jax.corpora.documents import Reader
 from fm_jax.corpora.fields import TextField
 from fm_jax.errors import UserError, reason, unknown
+
+# A namespace before the name; after it stand versions alone, as c4/en:3.0.1.
+ELSEWHERE = re.compile(r"[^/:]*:(?!\d|\*|experimental_latest)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,12 @@ class Tfds:
 
     @functools.cached_property
     def _builder(self):
+        if ELSEWHERE.match(self.name):
+            raise UserError(
+                "data.name must be a dataset that TFDS has, or one in data.tfds_dir; "
+                f"got {self.name!r}, whose code it would fetch and run. Prepare it "
+                "where that does no harm, and name its folder."
+            )
         import tensorflow_datasets as tfds
 
         try:

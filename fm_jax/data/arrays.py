@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fm_jax.errors import reason
+
 DIGEST_BYTES = 16
 
 
@@ -74,6 +76,20 @@ class Growing:
         header["shape"] = (self.count,)
         np.lib.format.write_array_header_1_0(self.stream, header)
         self.start = self.stream.tell()
+
+
+def mapped(file: Path) -> np.ndarray:
+    """Return the array of an .npy, mapped into memory.
+
+    Raises ValueError on what is none, and OSError. Objects, which are pickles, are
+    refused by NumPy.
+    """
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # a damaged one ends NumPy's parser in many ways
+        raise ValueError(f"no array of NumPy: {reason(error)}") from error
 
 
 def digest(raw: bytes):

@@ -67,7 +67,7 @@ def find_or_build(
     if not _is_there(path, name, is_out=bool(out)):
         caches.require(may_build, path)
         try:
-            with caches.made_by_one(path):
+            with caches.made_by_one(path, is_cache=not out):
                 if not _is_there(path, name, is_out=bool(out)):
                     making = _Making(source, tokenizer, told, without, sizes or Sizes())
                     making.make(Site(path, name), num_workers, say)

@@ -14,7 +14,7 @@ import numpy as np
 from fm_jax import caches
 from fm_jax.corpora import documents, paths
 from fm_jax.corpora.documents import Piece
-from fm_jax.data.arrays import Growing, sync
+from fm_jax.data.arrays import Growing, mapped, sync
 from fm_jax.data.chats import BadRow
 from fm_jax.data.examples import Maker
 from fm_jax.errors import UserError, reason
@@ -260,8 +260,8 @@ class _Writing:
 def _open(path: Path) -> ExampleStore:
     try:
         header = json.loads((path / "header.json").read_text(encoding="utf-8"))
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    except (OSError, ValueError, EOFError) as error:
+        arrays = {name: mapped(path / f"{name}.npy") for name in ARRAYS}
+    except (OSError, ValueError) as error:
         raise _not_whole(path, reason(error)) from error
     # Slices of np.memmap itself take thrice the time of an array's over the map.
     found = {name: np.asarray(array) for name, array in arrays.items()}

@@ -17,7 +17,7 @@ import numpy as np
 
 from fm_jax.corpora import sources
 from fm_jax.corpora.documents import Reading
-from fm_jax.data import lanes, shards, store
+from fm_jax.data import arrays, lanes, shards, store
 from fm_jax.data.lanes import Hashes, Lane, Place, Report, Sieve, Sizes
 from fm_jax.tokenizers.protocol import Tokenizer
 
@@ -122,7 +122,7 @@ class Hand:
 
         It raises UserError where they are not those that duplicates were sought among.
         """
-        is_first = np.load(first_file(self._folder, lane.number), mmap_mode="r")
+        is_first = arrays.mapped(first_file(self._folder, lane.number))
         hashes = np.fromfile(hashes_file(self._folder, lane.number), "<u8")
         hashes = hashes.reshape(-1, 2)
 

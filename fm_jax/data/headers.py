@@ -22,6 +22,7 @@ FILES = {
 COUNTS = ("vocab_size", "end_id", "num_documents", "num_tokens", "num_bytes")
 MOST_IDS = 1 << 24  # memory is taken for each id before any is read
 MOST_BYTES = 1 << 26
+MOST_LETTERS = 60
 HEX = re.compile(r"(?:[0-9a-f]{2}){8,64}")
 
 
@@ -58,9 +59,15 @@ def read(folder: Path) -> dict:
     dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
     _require(header.get("dtype") == dtype, "dtype", dtype, header.get("dtype"))
     _require(header["num_documents"] >= 1, "num_documents", "1 or more", 0)
-    for name, kind in (("tokenizer", str), ("has_leftover", bool)):
+    kinds = {"tokenizer": str, "name": str, "has_leftover": bool}
+    for name, kind in kinds.items():
         value = header.get(name)
         _require(isinstance(value, kind), name, f"a {kind.__name__}", value)
+    # Files of the cache are called after it.
+    is_one = header["name"].isprintable() and len(header["name"]) <= MOST_LETTERS
+    _require(is_one, "name", f"printable, of {MOST_LETTERS} letters", header["name"])
+    for name in ("gzip_of", "gzip_bytes"):  # of older stores there are none
+        _count(name, header.get(name, 0))
     _shards(header)
     arrays = header.get("arrays")
     names = list(arrays) if isinstance(arrays, dict) else arrays

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fm_jax import caches
-from fm_jax.data.arrays import Growing
+from fm_jax.data.arrays import Growing, mapped
 from fm_jax.data.store import TokenStore
 from fm_jax.errors import UserError
 
@@ -215,8 +215,8 @@ def _write(path: Path, parts: Iterator[tuple]) -> None:
 
 def _open(path: Path, *, num_targets: int) -> Plan:
     try:
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    except (OSError, ValueError, EOFError) as error:
+        arrays = {name: mapped(path / f"{name}.npy") for name in ARRAYS}
+    except (OSError, ValueError) as error:
         raise _not_whole(path, str(error)) from error
     # Slices of np.memmap itself take thrice the time of an array's over the map.
     found = Plan(**{name: np.asarray(array) for name, array in arrays.items()})

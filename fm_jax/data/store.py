@@ -10,13 +10,13 @@ folder with a header is a store that was finished. Three lines of NumPy read one
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
 
+from fm_jax import jsonfiles
 from fm_jax.corpora import documents
-from fm_jax.data import headers
+from fm_jax.data import arrays, headers
 from fm_jax.errors import UserError
 from fm_jax.tokenizers.protocol import Tokenizer
 
@@ -71,7 +71,13 @@ class TokenStore:
     @functools.cached_property
     def pieces(self) -> list[list[str]]:
         """The [name, suffix] of each file or dataset, in the order of reading."""
-        return json.loads((self.path / "pieces.json").read_text(encoding="utf-8"))
+        file = self.path / "pieces.json"
+        try:
+            found = jsonfiles.parse(jsonfiles.text(file))
+        except (OSError, ValueError) as error:
+            raise not_whole(self.path, f"{file} ({error})") from error
+        jsonfiles.check(found, [[str]], str(file))
+        return found
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return ids `start` to `stop` of the stream, across shards."""
@@ -96,6 +102,8 @@ class TokenStore:
     def origin(self, document: int) -> str:
         """Return where a document stood: "a/b.jsonl line 7", "x.parquet row 3"."""
         piece, place = (int(number) for number in self.origins[document])
+        if not 0 <= piece < len(self.pieces) or len(self.pieces[piece]) != 2:
+            raise not_whole(self.path, f"an origin in piece {piece}")
         name, suffix = self.pieces[piece]
         return documents.where(name, place, f"x{suffix}")
 
@@ -149,8 +157,8 @@ def not_whole(path: Path, got: str) -> UserError:
 def _array(path: Path, name: str, num_documents: int) -> np.ndarray:
     file, (dtype, shape) = path / f"{name}.npy", COLUMNS[name]
     try:
-        found = np.lib.format.open_memmap(headers.plain(file), mode="r")
-    except (headers.Unsound, OSError, ValueError, EOFError) as error:
+        found = arrays.mapped(headers.plain(file))
+    except (headers.Unsound, OSError, ValueError) as error:
         raise not_whole(path, f"{file} ({error})") from error
     if found.shape != (num_documents, *shape) or found.dtype != np.dtype(dtype):
         raise not_whole(path, f"{file} of {found.dtype} {list(found.shape)}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from fm_jax import caches, digests, sharding
 from fm_jax.cluster import together
-from fm_jax.data import batches, prefetch
+from fm_jax.data import arrays, batches, prefetch
 from fm_jax.data.example_rows import ExampleRows
 from fm_jax.errors import UserError, reason
 from fm_jax.finetune import preferences
@@ -145,8 +145,8 @@ def _read(path: Path, rows: ExampleRows) -> str:
     """Return a file's log-probabilities as text that processes tell each other."""
     shape = (rows.num_examples, 2)
     try:
-        found = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
+        found = arrays.mapped(path)
+    except (OSError, ValueError) as error:
         raise _not_whole(path, str(error)) from error
     if (found.shape, found.dtype) != (shape, np.float32):
         raise _not_whole(path, f"{found.dtype} {found.shape} for float32 {shape}")

@@ -68,8 +68,8 @@ def model_config(record: dict) -> ModelConfig:
     """Return the resolved model of a run's config.json, without younger keys."""
     there = record["resolved"]["model"]
     known = {field.name for field in dataclasses.fields(ModelConfig)}
-    values = {name: value for name, value in there.items() if name in known}
-    return ModelConfig(**{name: _tupled(value) for name, value in values.items()})
+    values = {name: _tupled(value) for name, value in there.items() if name in known}
+    return configs.read_section("model", ModelConfig, values)
 
 
 def has_frozen(tuning: Tuning) -> bool:

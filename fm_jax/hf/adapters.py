@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fm_jax import jsonfiles
+from fm_jax import jsonfiles, patterns
 from fm_jax.errors import UserError, unknown
 from fm_jax.hf import carried, header
 from fm_jax.hf.lowrank import Low
@@ -47,6 +47,7 @@ REFUSED = {
     "arrow_config": "Its updates are routed.",
     "kasa_config": "Its updates are of another kind.",
 }
+MOST_LETTERS, MOST_REPEATS = 256, 2  # of a module's name, and of a pattern
 # By others the base's own weights change before training.
 STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
@@ -209,10 +210,11 @@ def _matrices(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     pairs: dict[str, dict[str, np.ndarray]] = {}
     for name, info in found.infos.items():
         match = NAME.fullmatch(name)
-        if not match or len(info.shape) != 2:
+        is_long = len(name) > MOST_LETTERS  # what patterns are matched with
+        if not match or len(info.shape) != 2 or is_long:
             raise UserError(
-                f"an adapter must hold A and B of products alone; got {name!r} of "
-                f"shape {list(info.shape)} in {file}."
+                "an adapter must hold A and B of products alone; got "
+                f"{name[:MOST_LETTERS]!r} of shape {list(info.shape)} in {file}."
             )
         pairs.setdefault(match[1], {})[match[2]] = np.array(
             found.read(name), np.float32
@@ -231,14 +233,9 @@ def _matrices(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _matched(pattern: dict, name: str, default):
     """Return what the first key of a pattern that ends a module's name says."""
     for key, value in pattern.items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", name):
-                return value
-        except re.error as error:
-            raise UserError(
-                f"{CONFIG}'s patterns must be regular expressions; got {key!r} "
-                f"({error})."
-            ) from error
+        patterns.compiled(key, f"{CONFIG}'s patterns", most=MOST_REPEATS)
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
     return default
 
 

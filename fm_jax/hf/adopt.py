@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fm_jax import caches, configfile, jsonfiles
-from fm_jax.errors import UserError
+from fm_jax.errors import UserError, reason
 from fm_jax.hf import carried, described
 from fm_jax.runs import RECORD, Run
 from fm_jax.tokenizers import load as tokenizers
@@ -97,9 +97,17 @@ def carry_template(there: Path, here: Path) -> None:
 
 
 def _path(given: str) -> Path:
-    """Return the folder of RUN[@STEP]."""
+    """Return the folder of RUN[@STEP]. Raises UserError on what no path can be."""
     name, _, step = given.rpartition("@")
-    return Path(given if not name or "/" in step else name).expanduser()
+    try:
+        found = Path(given if not name or "/" in step else name).expanduser()
+        found.exists()
+    except (OSError, RuntimeError) as error:  # the latter: of whose home it is
+        raise UserError(
+            "config.init.from must be RUN[@STEP] or a Hugging Face folder; got "
+            f"{given[:80]!r} ({reason(error)})."
+        ) from error
+    return found
 
 
 def _of_run(path: Path) -> tuple[dict, dict]:

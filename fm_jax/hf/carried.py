@@ -26,6 +26,7 @@ FILES = (CONFIG, GENERATION, TOKENIZER_CONFIG, *TEXTS, "chat_template.jinja",
          "NOTICE.txt")  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # which we read, the first there is
 WEIGHTS = "weights.json"
+KEPT = {"family": str, "names": {"*": [str]}, "kinds": {"*": str}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def origin_of(run: Run) -> Origin | None:
     folder = run.path / "hf"
     if not (folder / WEIGHTS).exists():
         return None
-    said = jsonfiles.read(folder / WEIGHTS)
+    said = jsonfiles.read(folder / WEIGHTS, form=KEPT)
     config = jsonfiles.read(folder / CONFIG)
     return Origin(folder, said["family"], config, said["names"], said["kinds"])
 

@@ -8,6 +8,7 @@ Imports no jax.
 import dataclasses
 import json
 import math
+import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from fm_jax import jsonfiles
 from fm_jax.errors import UserError, reason
 
 MOST_BYTES = 100_000_000  # of a header, as the format's own library has it
@@ -51,7 +53,10 @@ def read(file: Path) -> dict[str, Info]:
     that are not the shape's, a name that stands twice.
     """
     try:
-        size = file.stat().st_size
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise OSError("no plain file")
+        size = status.st_size
         with open(file, "rb") as stream:
             length = _length(file, stream.read(8), size)
             text = stream.read(length)
@@ -121,8 +126,8 @@ def _object(file: Path, text: bytes) -> dict[str, Any]:
         raise ValueError(f"{constant}, which is no JSON")
 
     try:
-        fields = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        fields = jsonfiles.parse(text, object_pairs_hook=once, parse_constant=refuse)
+    except ValueError as error:
         raise UserError(
             f"{file} must have a header of JSON; got {reason(error)}."
         ) from error
@@ -152,8 +157,9 @@ def _info(file: Path, name: str, said: Any, data: int, size: int) -> Info:
     bits = DTYPES[kind].itemsize * 8 if kind in DTYPES else OTHER_BITS[kind]
     needed = math.prod(shape) * bits
     if needed != 8 * (last - first):
+        said = f"{needed / 8:g}" if needed < 1 << 63 else "more than a disk's"
         raise _broken(
-            named, f"must have the {needed / 8:g} bytes of {kind} {shape}",
+            named, f"must have the {said} bytes of {kind} {repr(shape)[:80]}",
             f"{last - first}",
         )  # fmt: skip
     return Info(file, name, kind, tuple(shape), data + first, last - first)

@@ -37,7 +37,7 @@ def size(text: str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = found and UNITS.get(found[2].upper())
-    if not unit or float(found[1]) * unit < 1:
+    if not unit or not 1 <= float(found[1]) * unit < 1 << 62:
         raise UserError(
             f"--max_shard_size must be a size as 5GB or 500MB; got {text!r}."
         )

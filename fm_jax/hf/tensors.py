@@ -5,12 +5,12 @@ Imports no jax.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fm_jax import jsonfiles
 from fm_jax.errors import UserError, reason
 from fm_jax.hf import header
 from fm_jax.hf.header import Info
@@ -19,6 +19,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "consolidated*.pth", "*.pt", "*.pth", "*.ckpt",
            "*.pkl", "pytorch_model.bin.index.json")  # fmt: skip
+MOST_LETTERS = 200  # of a file's name, in any alphabet a disk takes
 QUANTISED = ("_blocks", "_scales", ".qweight", ".qzeros", ".scales", ".weight_scale",
              ".weight_scale_inv", ".SCB", ".absmax", ".quant_map")  # fmt: skip
 
@@ -143,8 +144,8 @@ def _indexed(folder: Path, index: Path) -> dict[str, Info]:
 
 def _index(index: Path) -> dict[str, Any]:
     try:
-        said = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        said = jsonfiles.parse(jsonfiles.text(index))
+    except (OSError, ValueError) as error:
         raise UserError(f"{index} must be JSON; got {reason(error)}.") from error
     weight_map = said.get("weight_map") if isinstance(said, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -162,7 +163,7 @@ def _is_plain(file: str) -> bool:
     """Return whether a name is that of a file in the same folder, and no more."""
     return (
         file.endswith(".safetensors")
-        and file not in (".", "..")
+        and len(file) <= MOST_LETTERS
         and not set(file) & {"/", "\\", "\0"}
         and file.isprintable()
     )

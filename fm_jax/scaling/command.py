@@ -50,7 +50,7 @@ def suggest(flags: Any) -> None:
     from fm_jax.scaling import files
     from fm_jax.scaling import suggest as suggestions
 
-    record, draws, law = files.load(Path(flags.fit))
+    record, draws, law = files.load(Path(flags.fit), law=flags.law)
     found = suggestions.suggest(
         record,
         draws["approach3"],

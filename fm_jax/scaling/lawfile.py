@@ -64,7 +64,7 @@ def read(path: pathlib.Path) -> LawFile:
         raise _refused(path, demand, found, example) from error
     scales = getattr(module, "SCALES", {})
     known = isinstance(scales, dict) and set(scales) <= set(names)
-    if not known or not set(scales.values()) <= set(SCALES):
+    if not known or not all(scale in SCALES for scale in scales.values()):
         demand = "give SCALES as a dict of some of NAMES"
         raise _refused(path, demand, scales, f"Each is one of {', '.join(SCALES)}.")
     start = _start(path, names, scales, getattr(module, "START", None))

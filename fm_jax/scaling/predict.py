@@ -227,7 +227,7 @@ def _by_slices(fit: Mapping, draws: Mapping, flops: float) -> dict[str, Any] | N
         ("params", "coefficient", "a", 0),
         ("tokens", "coefficient_tokens", "b", 2),
     ):
-        value = record[coefficient] * flops ** record[exponent]
+        value = record[coefficient] * np.float64(flops) ** record[exponent]
         drawn = np.exp(draws["approach2"][:, at] + draws["approach2"][:, at + 1] * ln)
         found[name] = quantity(np.concatenate([[value], drawn]))
     return found

@@ -1,17 +1,18 @@
 """The fields of a request's JSON object, taken one by one, each of its kind."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fm_jax import jsonfiles
 from fm_jax.serve.refused import Refused, must, shown, unknown_field
 
 
 def read(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body."""
     try:
-        found = json.loads(body.decode(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        text = body.decode()
+        found = jsonfiles.parse(text, is_kept=False, parse_constant=_no_constant)
+    except ValueError as error:
         said = str(error).splitlines()[0][:200]
         raise Refused(f"the body must be JSON in UTF-8; got {said}.") from error
     if not isinstance(found, dict):

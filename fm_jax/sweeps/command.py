@@ -53,7 +53,7 @@ def predict(flags: Any) -> None:
     from fm_jax.sweeps import recipe as recipes
 
     folder = files.folder_of(Path(flags.fit))
-    record, draws, law = files.load(folder)
+    record, draws, law = files.load(folder, law=flags.law)
     found = predictions.predict(
         record,
         draws,

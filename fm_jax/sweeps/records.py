@@ -5,12 +5,22 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from fm_jax import configfile
+from fm_jax import jsonfiles
 from fm_jax.runs import Run
 from fm_jax.sweeps import progress, workdir
 from fm_jax.sweeps.plans import Planned
 
 FILE = "states.json"  # in the sweep's folder, by the names of runs
+FORM = {
+    "*": {
+        "state?": str,
+        "why?": str,
+        "pid?": int,
+        "exit?": int,
+        "seconds?": float,
+        "loss?": (None, float),
+    }
+}
 LOST = ("failed", "diverged", "blocked")  # nothing can begin from their last step
 Record = dict[str, Any]  # state, and by that pid, seconds, exit, loss, why
 
@@ -18,7 +28,7 @@ Record = dict[str, Any]  # state, and by that pid, seconds, exit, loss, why
 def read(folder: Path) -> dict[str, Record]:
     """Return the records of a sweep's folder, {} where there are none yet."""
     file = folder / FILE
-    return configfile.read_json(file) if file.exists() else {}
+    return jsonfiles.read(file, must=False, form=FORM)
 
 
 def write(folder: Path, records: dict[str, Record]) -> None:
@@ -57,7 +67,7 @@ def reason(path: Path) -> str:
 
 def final_loss(path: Path) -> float | None:
     """Return the held-out loss that a run ended with, in nats per token."""
-    return next((r["final/loss"] for r in Run(path).rows() if "final/loss" in r), None)
+    return next(iter(Run(path).series("final/loss")[1]), None)
 
 
 def block(runs: Collection[Planned], records: dict[str, Record]) -> list[str]:

@@ -1,10 +1,11 @@
 """A sweep's folder: its plan, written once and gone on with, and what its runs took."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fm_jax import configfile, machine
+from fm_jax import configfile, jsonfiles, machine
 from fm_jax.errors import UserError
 from fm_jax.runs import Run
 from fm_jax.sweeps import costs, plans
@@ -15,6 +16,9 @@ FORMAT = 1
 PLAN, RUNS = "sweep.json", "sweep.jsonl"
 FOLDERS = ("configs", "logs", "runs")
 OWN_NAMES = (".lock", *FOLDERS, RUNS)  # what a cut-off start leaves
+# Of a line of sweep.jsonl, what names folders and what a run is known again by.
+LINE = {"name": str, "hash": str}
+NAME = re.compile(r"\d{1,9}-[A-Za-z0-9][A-Za-z0-9.+-]{0,99}")
 NUM_SHOWN = 6  # differences in the message about another sweep's folder
 
 
@@ -78,7 +82,16 @@ def read(folder: Path) -> tuple[dict, list[dict]]:
             f"--workdir must be a sweep's folder with {PLAN}; got {folder}. "
             "fm sweep --config=... --workdir=... makes one."
         )
-    return configfile.read_json(folder / PLAN), list(Run(folder).rows(RUNS))
+    plan = configfile.read_json(folder / PLAN)
+    jsonfiles.check(plan, {"sweep": dict}, f"{folder / PLAN}")
+    records = list(Run(folder).rows(RUNS, form=LINE))
+    for record in records:
+        if not NAME.fullmatch(record["name"]):
+            raise UserError(
+                f"{folder / RUNS} must name runs as 000-n1.2e6-d3e7-s0, their folders; "
+                f"got {record['name'][:40]!r}. Choose another --workdir."
+            )
+    return plan, records
 
 
 def finished(folder: Path, runs: Sequence[Planned]) -> list[costs.Measured]:

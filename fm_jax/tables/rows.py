@@ -4,17 +4,25 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fm_jax import jsonfiles
 from fm_jax.errors import UserError
 from fm_jax.runs import Run
 from fm_jax.tables import schema
 
 SWEEP_FILE = "sweep.jsonl"  # above runs/: what a sweep planned, a run a line
+# Of a line of it, what is read here.
+PLAN = {
+    "name": str,
+    "parent": (None, str),
+    "budget_flops": (None, float),
+    "replicate": (None, int),
+    "role?": str,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +160,7 @@ def objects(raw: bytes, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            found = jsonfiles.parse(line)
         except ValueError as error:
             if number == len(lines):  # no newline ends it: its writer was stopped
                 return
@@ -211,6 +219,7 @@ def _plans(sweep: Path) -> dict[str, dict[str, Any]]:
                 f"{file} must be written by a sweep; got a line {number} without "
                 f"{', '.join(sorted(missing))}."
             )
+        jsonfiles.check(plan, PLAN, f"line {number} of {file}")
         plans[plan["name"]] = plan
     return plans
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fm_jax.errors import UserError
 from fm_jax.tokenizers import fast, splits
-from fm_jax.tokenizers.protocol import Tokenizer, find_end, num_bytes
+from fm_jax.tokenizers.protocol import Tokenizer, check_count, find_end, num_bytes
 
 FAST_FROM = 1 << 19  # bytes of a batch from which a faster encoder is worth its proof
 COMPARED = 1 << 17  # characters which are then encoded both ways
@@ -32,7 +32,8 @@ class JsonTokenizer(Tokenizer):
         spec = self._spec()
         if spec["model"].get("dropout"):  # else ids would be drawn anew each time
             self._inner.model.dropout = None
-        self.vocab_size = 1 + max(self._inner.get_vocab().values())
+        ids = self._inner.get_vocab().values()
+        self.vocab_size = check_count(1 + max(ids, default=-1))
         self.end_id = self._find_end(end_token, end_id)
         self.is_exact = _is_exact(spec)
         self.unknown_id = -1 if self.is_exact else self._find_unknown(spec["model"])

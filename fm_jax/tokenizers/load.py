@@ -1,9 +1,9 @@
 """The tokenizer in a file, whichever kind it is."""
 
 import base64
-import json
 from pathlib import Path
 
+from fm_jax import jsonfiles
 from fm_jax.errors import UserError, reason
 from fm_jax.tokenizers import ranks
 from fm_jax.tokenizers.jsonfile import JsonTokenizer
@@ -25,8 +25,10 @@ def load(path: Path, *, end_token: str = "", end_id: int = -1) -> Tokenizer:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("no plain file")
         raw = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter: of what no name can be
         raise UserError(
             "data.tokenizer must be bytes, bpe or the path of a tokenizer.json, "
             f"SentencePiece .model or .tiktoken file; got {str(path)!r} "
@@ -51,7 +53,7 @@ def load(path: Path, *, end_token: str = "", end_id: int = -1) -> Tokenizer:
 
 
 def _from_json(text: str, *, end_token: str, end_id: int) -> Tokenizer:
-    fields = json.loads(text)
+    fields = jsonfiles.parse(text)
     kind = fields.get("fm_jax_tokenizer")
     if kind == "bytes":
         return ByteTokenizer()

@@ -1,6 +1,7 @@
 """Tokenizers that learn nothing: an id for each byte, or for each symbol."""
 
 import json
+import sys
 
 import numpy as np
 
@@ -38,6 +39,10 @@ class SymbolTokenizer(Tokenizer):
     is_exact = True
 
     def __init__(self, num_symbols: int):
+        if type(num_symbols) is not int or not 1 <= num_symbols <= sys.maxunicode:
+            raise UserError(
+                f"num_symbols must be a number of letters; got {num_symbols!r}."
+            )
         self.end_id, self.vocab_size = num_symbols, num_symbols + 1
         self._letters_V = synthetic.alphabet(num_symbols).astype("<u4")
         lengths = [len(chr(letter).encode()) for letter in self._letters_V]

@@ -10,6 +10,7 @@ from fm_jax.errors import UserError
 
 END = "<|endoftext|>"
 KNOWN_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
+MOST_IDS = 1 << 24  # memory is taken for each, whether there is a token or not
 
 
 class Tokenizer:
@@ -71,6 +72,16 @@ def num_bytes(text: str) -> int:
             f"text must be Unicode; got {text[error.start]!r} at character "
             f"{error.start}, half of a surrogate pair or a byte that is not UTF-8."
         ) from error
+
+
+def check_count(count: int) -> int:
+    """Return a number of ids. Raises UserError on more than there is memory for."""
+    if not 1 <= count <= MOST_IDS:
+        raise UserError(
+            f"a tokenizer must have from 1 to {MOST_IDS:,} ids; got {count:,}, one "
+            "more than its largest id."
+        )
+    return count
 
 
 def find_end(id_of: Callable[[str], int | None], end_token: str, where: str) -> int:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fm_jax import jsonfiles
 from fm_jax.errors import UserError
 from fm_jax.tokenizers import fast
-from fm_jax.tokenizers.protocol import END, Tokenizer, find_end, num_bytes
+from fm_jax.tokenizers.protocol import END, Tokenizer, check_count, find_end, num_bytes
 
 # Patterns and special tokens of github.com/openai/tiktoken, openai_public.py.
 _R50K = (
@@ -64,8 +65,10 @@ class RanksTokenizer(Tokenizer):
         _check(ranks, special_tokens)
         self._ranks, self._pattern = ranks, pattern
         self.special_tokens = special_tokens
+        self.vocab_size = check_count(
+            1 + max(*ranks.values(), *special_tokens.values())
+        )
         self._inner = fast.Encoder(pattern, ranks)
-        self.vocab_size = 1 + max(*ranks.values(), *special_tokens.values())
         if end_id in special_tokens.values():
             self.end_id = end_id
         else:
@@ -154,7 +157,7 @@ def from_file(
 def _described(path: Path) -> tuple[str, dict[str, int]]:
     beside = path.with_suffix(".json")
     try:
-        fields = json.loads(beside.read_text(encoding="utf-8"))
+        fields = jsonfiles.parse(jsonfiles.text(beside))
         return str(fields["pattern"]), {
             str(token): int(index) for token, index in fields["special_tokens"].items()
         }
@@ -179,6 +182,7 @@ def _check(ranks: dict[bytes, int], special_tokens: dict[str, int]) -> None:
             f"{missing} of them."
         )
     ids = [*ranks.values(), *special_tokens.values()]
+    jsonfiles.check(ids, [int], "the ids of ranks and special tokens")
     if len(set(ids)) < len(ids) or min(ids) < 0:
         raise UserError(
             "ranks and ids of special tokens must be distinct and at least 0; got "

@@ -15,15 +15,18 @@ from typing import Any
 
 from fm_jax import jsonfiles
 from fm_jax.errors import UserError, reason
-from fm_jax.tokenizers import jinja, special
+from fm_jax.tokenizers import jinja, limits, special
 from fm_jax.tokenizers.protocol import Tokenizer
 
 FILE = "chat_template.jinja"
+# What else a template that is none ends in: nested too deep, numbers too long.
+BROKEN = (RecursionError, MemoryError, SyntaxError, ValueError)
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
            "mask_token")  # fmt: skip
 # What `Template.text` begins with.
 SETTINGS = re.compile(r'(?:\{% set \w+ = "(?:[^"\\]|\\.)*" %\})+\n')
+NAMED = {"name": str, "template": str}  # where there are several
 # What serves a tokenizer that has no template. A chat begins as a document does, and
 # what an assistant says ends as one.
 PLAIN = """\
@@ -152,7 +155,7 @@ class Template:
         environment = jinja.environment(marks, self._today)
         try:
             found = environment.from_string(self._source)
-        except library.TemplateError as error:
+        except (library.TemplateError, *BROKEN) as error:
             raise UserError(
                 f"a chat template must be Jinja; got {self._where} ({reason(error)})."
             ) from error
@@ -160,16 +163,17 @@ class Template:
 
     def _render(self, compiled, messages, values, generation_prompt: bool) -> str:
         try:
-            return compiled.render(
-                **self._special_tokens
-                | values
-                | {
-                    "messages": [_both_names(message) for message in messages],
-                    "tools": None,
-                    "documents": None,
-                    "add_generation_prompt": generation_prompt,
-                }
-            )
+            with limits.counted():
+                return compiled.render(
+                    **self._special_tokens
+                    | values
+                    | {
+                        "messages": [_both_names(message) for message in messages],
+                        "tools": None,
+                        "documents": None,
+                        "add_generation_prompt": generation_prompt,
+                    }
+                )
         except Exception as error:  # a template can fail as any program can
             raise Declined(reason(error)[:300]) from error
 
@@ -202,8 +206,10 @@ def find(
         return Template(read(beside), tokens, beside, **how)
     older = jsonfiles.read(folder / "chat_template.json", must=False)
     source = kept.get("chat_template") or older.get("chat_template")
+    where = str(folder / "tokenizer_config.json")
+    jsonfiles.check(source, (None, str, [NAMED]), f"the chat template of {where}")
     if isinstance(source, list):  # several, by name
-        named = {t.get("name"): t.get("template") for t in source}
+        named = {one["name"]: one["template"] for one in source}
         source = named.get("default")
     if not source:
         return None
@@ -224,8 +230,8 @@ def special_tokens(folder: Path) -> dict[str, str]:
 def read(file: Path) -> str:
     """Return the text of a template's file. Raises UserError where it is none."""
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return jsonfiles.text(file)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"a chat template must be a text file; got {file} ({reason(error)})."
         ) from error

@@ -96,6 +96,7 @@ def find(
         raise UserError(
             f"config.init.from must be RUN[@STEP] or a Hugging Face folder; {error}"
         ) from error
+    configs.check(record["config"])  # which may be a stranger's
     resolved = record["resolved"]
     if again:
         step = str(again["step"])

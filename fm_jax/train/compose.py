@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from fm_jax import checkpoints, meshes, optimizers, sharding
+from fm_jax import caches, checkpoints, meshes, optimizers, sharding
 from fm_jax import config as configs
 from fm_jax.accelerators import Chip
 from fm_jax.compiled import estimates
@@ -319,7 +319,8 @@ def use_compile_cache(folder: str) -> None:
         return
     path = Path(folder).expanduser()
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        caches.folder(path)
+        caches.require_own(path, "train.compile_cache")
     except OSError as error:
         raise UserError(
             f"train.compile_cache must be a writable folder; got {path} "

@@ -78,7 +78,8 @@ def load(
     config = compose.resolve(config, tokenizer)
     if not run.checkpoints.is_dir():
         raise UserError(f"a run must have a checkpoint to read; got none in {path}.")
-    compose.use_compile_cache(config.train.compile_cache)
+    # Not the run's own: it may be a stranger's, and what is kept there is run.
+    compose.use_compile_cache(config.train.compile_cache and configfile.own_cache())
     answers = Answers.from_record(record)
     layout = _layout(mesh or {})
     saved = Checkpoints(run.checkpoints)

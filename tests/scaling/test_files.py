@@ -11,7 +11,15 @@ from fm_jax.scaling import files
 RECORD = {
     "format": files.FORMAT,
     "options": {"law": "chinchilla", "fixed": {"E": 1.7}},
-    "approach3": {"A": 1.0, "B": 2.0, "alpha": 0.3, "beta": 0.4},
+    "inputs": {"path": "runs.csv", "sha256": "0" * 64, "rows": 9, "count": "total"},
+    "range": {
+        "params": [1e6, 1e8],
+        "tokens": [1e8, 1e10],
+        "flops_6nd": [1e15, 1e18],
+        "flops_ratio": 1.0,
+    },
+    "approach3": {"A": 1.0, "B": 2.0, "alpha": 0.3, "beta": 0.4, "residual_sd": 0.01},
+    "warnings": [],
 }
 DRAWS = {"approach3": np.arange(8.0).reshape(2, 4)}
 

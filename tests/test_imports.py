@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / "fm_jax"
 
 FLOORS = [
-    ["errors", "durations", "jsonfiles", "machine", "caches"],
+    ["errors", "durations", "jsonfiles", "machine", "caches", "sealed"],
     [
         "trees",
         "cluster",
@@ -40,7 +40,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # Within a floor or a folder, a file may use those that stand before it here.
 ORDER = {
-    "": ["errors", "durations", "jsonfiles", "machine", "caches", "trees",
+    "": ["errors", "durations", "jsonfiles", "machine", "caches", "sealed", "trees",
          "accelerators", "meshes",
          "sharding", "products", "logits", "objectives", "runs", "optimizers",
          "metrics", "checkpoints", "configfile", "sections", "demands", "combinations",

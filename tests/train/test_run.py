@@ -189,6 +189,11 @@ def test_a_start_that_was_killed_early_is_no_obstacle(fm, tiny, tmp_path):
 
 
 def test_two_processes_do_not_train_one_run(fm, tiny, finished):
+    """Fault 23, checkpoints: two live jobs in one run folder.
+
+    Promise: the second ends with exit 2 and writes nothing; the lock ends with its
+    process.
+    """
     run, _ = finished
     before = (run.path / "metrics.jsonl").read_bytes()
     with run.held():
@@ -308,6 +313,10 @@ def test_the_step_is_compiled_once(fm, tiny, tmp_path):
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(
     fm, tiny, environment, tmp_path
 ):
+    """Fault 15, checkpoints: the disk is full while a save runs in the background.
+
+    Promise: fm train ends with one line and exit 2, and FAILED has the reason.
+    """
     flags = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.model.mlp_dim=1024"]
     assert fm("train", *flags).returncode == 0
     before = _leaves(tmp_path / "run", 20)

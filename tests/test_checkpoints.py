@@ -110,6 +110,23 @@ def test_saving_leaves_the_callers_parts_alone(opened):
     assert saved.steps() == [1, 2]
 
 
+def test_a_save_behind_the_latest_step_is_made_or_raised(opened, tmp_path):
+    """Fault 16, checkpoints: a run goes back, and saves steps that are there already.
+
+    Promise: an earlier step is saved as asked and can be restored; one that is there
+    raises its number; neither is skipped without a word.
+    """
+    saved = opened(keep=2)
+    saved.save(10, {"params": {"w": jnp.ones(3)}}, None)
+    saved.save(5, {"params": {"w": jnp.full(3, 7.0)}}, None)
+    saved.wait()
+    assert saved.steps() == [5, 10]
+    (found,) = jax.tree.leaves(saved.restore(5, {"params": {"w": jnp.zeros(3)}}))
+    assert found.tolist() == [7.0] * 3
+    with pytest.raises(FileExistsError, match="10"):
+        saved.save(10, {"params": {"w": jnp.zeros(3)}}, None)
+
+
 LOSSES = {2: 5.0, 4: 3.0, 6: 4.0, 8: 2.5, 10: 4.5, 12: 6.0}
 
 
@@ -286,6 +303,11 @@ saved.close()
 
 
 def test_a_full_disk_is_the_users_error_and_the_earlier_checkpoint_stays(tmp_path):
+    """Fault 15, checkpoints: the disk is full while a save runs in the background.
+
+    Promise: one error names the folder when the save is waited for, and the
+    checkpoint before it stays whole.
+    """
     path = tmp_path / "checkpoints"
     found = _python(FULL, path)
     assert found.returncode == 0, found.stderr
@@ -309,6 +331,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_process_killed_in_a_save_leaves_the_earlier_checkpoint(tmp_path):
+    """Fault 11, checkpoints: kill -9 during a save.
+
+    Promise: the step before is restored bit for bit, and the next save goes on from
+    there.
+    """
     path = tmp_path / "checkpoints"
     found = _python(KILLED, path)
     assert found.returncode == -signal.SIGKILL, found.stderr
@@ -327,6 +354,10 @@ def test_a_process_killed_in_a_save_leaves_the_earlier_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("writes", [False, True])
 def test_only_the_run_itself_clears_what_a_broken_save_left(writes, tmp_path):
+    """Fault 11, checkpoints: kill -9 during a save.
+
+    Promise: what was left of it is cleared by the run itself and by no reader.
+    """
     under_way = tmp_path / "2.orbax-checkpoint-tmp"
     under_way.mkdir()
     Checkpoints(tmp_path, writes=writes).close()

@@ -18,6 +18,7 @@ FLOORS = [
         "redact",
         "machine",
         "caches",
+        "sealed",
         "watch",
     ],
     [
@@ -51,7 +52,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # Within a floor or a folder, a file may use those that stand before it here.
 ORDER = {
     "": ["errors", "durations", "jsonfiles", "patterns", "redact", "machine",
-         "caches", "watch", "trees", "digests", "accelerators", "meshes",
+         "caches", "sealed", "watch", "trees", "digests", "accelerators", "meshes",
          "sharding", "products", "logits", "objectives", "runs", "optimizers",
          "metrics", "events", "checkpoints", "configfile", "sections", "demands",
          "combinations", "config", "report", "flags", "cli"],

@@ -74,6 +74,10 @@ def test_rows_come_back_in_order_as_they_were_appended(run):
 
 
 def test_a_torn_last_line_is_left_out(run):
+    """Fault 45, around it: the last line of the metrics is cut anywhere.
+
+    Promise: readers leave it out and keep all others.
+    """
     run.append({"step": 1})
     run.append({"step": 2})
     file = run.path / "metrics.jsonl"
@@ -99,6 +103,11 @@ def test_a_series_is_the_steps_and_values_of_the_rows_that_have_it(run):
 
 
 def test_rewind_keeps_what_was_written_before_the_save_alone(run):
+    """Fault 44, around it: a run goes back to a checkpoint behind its last metrics.
+
+    Promise: lines after that step are dropped before they are written again, samples
+    and closing rows too.
+    """
     kept = [{"step": 10, "train/loss": 3.5}, {"step": 20, "eval/loss": 3.0}]
     for row in [
         *kept,
@@ -121,6 +130,10 @@ def test_rewind_to_the_beginning_drops_every_row(run):
 
 
 def test_rewind_mends_a_torn_last_line_so_that_appending_goes_on(run):
+    """Fault 45, around it: the last line of the metrics is cut anywhere.
+
+    Promise: a run that goes on cuts it off before it writes the next.
+    """
     run.append({"step": 1})
     with open(run.path / "metrics.jsonl", "a") as stream:
         stream.write('{"step": 2, "train/lo')

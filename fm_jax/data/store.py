@@ -10,6 +10,7 @@ folder with a header is a store that was finished. Three lines of NumPy read one
 
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from fm_jax.data import arrays, headers
 from fm_jax.errors import UserError
 from fm_jax.tokenizers.protocol import Tokenizer
 
+READ_AT_START = 1 << 29  # bytes of a store, which take a second
 # Of each document: where its leading end id stands in the stream; the bytes that its
 # ids do not stand for; its text's hash; its place, as (index into pieces.json, number).
 COLUMNS = {
@@ -90,6 +92,27 @@ class TokenStore:
             parts.append(self.shards[shard][:missing])
             missing -= len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def place(self, position: int) -> str:
+        """Return a place of the stream in words, with the shard it is in."""
+        shard = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return f"{self.path / headers.shard_name(shard)} at {position:,} of the stream"
+
+    def require_unchanged(self) -> None:
+        """Raise UserError where a shard is not as it was written, by its digest.
+
+        A store of more than READ_AT_START bytes is left to `verify`.
+        """
+        if sum(shard.nbytes for shard in self.shards) > READ_AT_START:
+            return
+        for shard, ids in zip(self.header["shards"], self.shards, strict=True):
+            stated = shard["blake2b"]
+            if hashlib.blake2b(ids, digest_size=len(stated) // 2).hexdigest() != stated:
+                file = self.path / shard["file"]
+                raise not_whole(
+                    self.path,
+                    f"{file}, which is not as it was written: its blake2b is another",
+                )
 
     def documents_of(self, positions: np.ndarray) -> np.ndarray:
         """Return which document each place of the stream is of, int64.

@@ -108,6 +108,7 @@ class Windows:
         batch = as_batch(arrays)
         read = self._cut if self.packing == "split" else self._pack
         num_tokens_B, num_targets_B, places = read(indices, batch)
+        self._require_known(batch, places)
         batch["loss_weights"].fill(1)
         batch["target_bytes"][...] = self._bytes_V.take(batch["targets"])
         if self.store.header["has_leftover"]:
@@ -118,6 +119,23 @@ class Windows:
         for row in np.flatnonzero(num_targets_B < self.length).tolist():
             arrays[: len(OF_TOKENS), row, num_tokens_B[row] :] = 0
             arrays[len(OF_TOKENS) :, row, num_targets_B[row] :] = 0
+
+    def _require_known(self, batch: Batch, places) -> None:
+        """Raise UserError on an id that the tokenizer does not have: a shard is broken.
+
+        A model would take another in its place, or none, and say nothing.
+        """
+        size = self._bytes_V.size
+        for name, ahead in (("tokens", 0), ("targets", 1)):
+            ids_BT = batch[name].view(np.uint32)
+            if ids_BT.size and ids_BT.max() >= size:
+                rows, columns = (some[:1] for some in np.nonzero(ids_BT >= size))
+                place = int(places(rows, columns)[0]) + ahead
+                raise UserError(
+                    f"ids of a token store must be below its tokenizer's {size:,}; got "
+                    f"{int(ids_BT[rows, columns][0]):,} in {self.store.place(place)}. "
+                    f"Delete {self.store.path} and build it again."
+                )
 
     @functools.cached_property
     def _bytes_V(self) -> np.ndarray:

@@ -149,8 +149,8 @@ class Data:
 def open_data(config: Config, say: Say, *, may_build: bool = True) -> Data:
     """Return the data of a config, building what the cache does not have.
 
-    Raises UserError on data that cannot be trained on, see corpora and data.build; also
-    on what is not in the cache, unless it may be built.
+    Raises UserError on data that cannot be trained on, see corpora and data; also on
+    what is not in the cache, unless it may be built.
     """
     if config.data.examples != "text":
         return _examples(config, say, may_build=may_build)
@@ -237,6 +237,8 @@ def train_plan(
 
 
 def _cut(config: Config, found: TokenStore, tokenizer: Tokenizer) -> Windows:
+    """Return a store's rows; raises UserError where a shard was damaged."""
+    found.require_unchanged()
     return Windows(
         found,
         tokenizer,
@@ -271,7 +273,7 @@ def _ready(config: Config, say: Say) -> Data:
     splits = {}
     for name in sources.SPLITS:
         names, paths = zip(*folders[name], strict=True)
-        stores = [store.open_store(path, tokenizer) for path in paths]
+        stores = (store.open_store(path, tokenizer) for path in paths)
         splits[name] = Split(names, tuple(_cut(config, s, tokenizer) for s in stores))
     if shared := ready.shared_documents(splits["train"].stores, splits["eval"].stores):
         say(f"WARNING: {shared:,} documents are held out and trained on too")

@@ -174,6 +174,11 @@ def test_all_are_told_which_process_differs_in_what(talk):
 
 
 def test_a_folder_that_is_not_shared_is_refused_by_all(talk):
+    """Fault 18, checkpoints: --workdir is not on a disk that all hosts share.
+
+    Promise: all are told who does not see what process 0 writes, exit 2; nothing is
+    left there.
+    """
     folder, said = talk
     assert [each["shared"] for each in said] == [None, None]
     assert list((folder / "run").iterdir()) == []
@@ -191,6 +196,10 @@ def test_a_folder_that_is_not_shared_is_refused_by_all(talk):
 
 
 def test_processes_of_different_devices_are_refused(tmp_path):
+    """Fault 29, processes: hosts have different numbers of devices.
+
+    Promise: all end with exit 2 at the start, and are told the number of each.
+    """
     done, said = _launch(tmp_path, "devices")
     assert done.returncode == 2
     for each in said:

@@ -47,6 +47,10 @@ def test_what_a_zstd_file_skips_is_no_text(tmp_path):
 
 
 def test_empty_text_files_are_no_documents_and_counted(tmp_path):
+    """Fault 38, data: text files are empty.
+
+    Promise: they are no documents, and counted in the store's header.
+    """
     (tmp_path / "a.txt").write_text("")
     (tmp_path / "b.txt").write_text("b")
     found, counted = met(over(tmp_path))
@@ -220,6 +224,11 @@ def test_the_place_of_a_bad_byte_in_a_part_is_counted_from_the_files_start(tmp_p
 def test_a_huge_document_is_never_held_whole(
     suffix, policy, packing, tmp_path, monkeypatch
 ):
+    """Fault 38, data: one document is huge.
+
+    Promise: it is refused, left out or cut by data.max_document_bytes, and never held
+    in memory whole.
+    """
     monkeypatch.setattr(lines, "LINE_BYTES", 1 << 10)
     huge = 1 << 26
     raw = b"a" * huge if suffix == ".txt" else b'{"text": "%s"}' % (b"a" * huge)

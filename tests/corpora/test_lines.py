@@ -61,6 +61,12 @@ DEEP = "[" * 100_000
 def test_a_bad_line_is_refused_with_its_number_or_counted(
     line, kind, problem, tmp_path
 ):
+    """Fault 38, data: lines of JSON are broken, have no text, NUL bytes or half a
+    character.
+
+    Promise: exit 2 with the file and the line, or left out under on_bad_text=skip and
+    counted in the store's header.
+    """
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n\n' + line + '\n{"text": "z"}')
     demand, way_out = documents.BAD[kind]

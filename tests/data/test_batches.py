@@ -186,6 +186,11 @@ def test_a_batch_across_two_epochs_ends_one_and_begins_the_next():
 
 
 def test_a_batch_larger_than_the_corpus_takes_whole_epochs():
+    """Fault 37, data: the corpus has fewer rows than a batch.
+
+    Promise: the batch takes whole epochs of it, each row as often as any other to
+    within one.
+    """
     plan = train_plan(Indices(3), 10, 0, 2)
     counts = collections.Counter(all_indices(plan).tolist())
     assert sorted(counts.values()) == [6, 7, 7]
@@ -346,6 +351,10 @@ def test_batches_are_those_of_all_earlier_versions(components, name):
 @pytest.mark.parametrize("num_readers", [1, 2, 4])
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_batch_is_the_same_however_many_read_it(components, name, num_readers):
+    """Fault 41, data: a run goes on with other hosts, devices, accumulation or workers.
+
+    Promise: packed and mixed batches too are the same bytes for 1, 2 and 4 readers.
+    """
     parts = np.split(np.arange(12), num_readers)
     readers = [plans_of(components, name, rows=rows) for rows in parts]
     for number, whole in enumerate(plans_of(components, name)):

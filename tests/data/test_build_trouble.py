@@ -219,6 +219,11 @@ def test_a_build_of_processes_killed_at_random_ends_as_if_it_never_was(tmp_path)
 
 @needs_proc
 def test_of_a_build_whose_process_dies_none_is_left_and_the_next_goes_on(tmp_path):
+    """Fault 42, data: kill -9 of a process that prepares data.
+
+    Promise: no process is left, and the next start goes on from the shards that are
+    finished, to the same bytes.
+    """
     corpus, of = corpus_of(tmp_path, num_files=8, num_documents=3000)
     sizes = {"lane_bytes": 50_000, "shard_tokens": 5_000, "batch_bytes": 1_000}
     options = {"num_workers": 2, "sizes": sizes | {"process_bytes": 0}}

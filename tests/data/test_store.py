@@ -154,6 +154,10 @@ def test_a_place_of_the_stream_is_of_the_document_whose_end_id_came_last(tmp_pat
 def test_ids_take_two_bytes_where_they_fit_and_four_where_not(
     vocab_size, dtype, tmp_path
 ):
+    """Fault 39, data: ids do not fit the type that they are stored in.
+
+    Promise: the type follows the vocabulary, so that none wraps.
+    """
     tokenizer = CodePoints(vocab_size)
     text = "aé\u20ac\ufffd" + ("\U0010ffff" if vocab_size > 1 << 20 else "")
     built = build(tmp_path, [text], tokenizer)
@@ -206,6 +210,10 @@ def test_a_documents_origin_is_its_file_and_its_place_in_it(tmp_path):
 
 
 def test_opening_with_another_tokenizer_is_refused(tmp_path):
+    """Fault 39, data: a store was made with another tokenizer.
+
+    Promise: both fingerprints are told, exit 2.
+    """
     built = build(tmp_path, TEXTS, BYTES)
     other = CodePoints(300)
     assert refusal(store.open_store, built.path, other) == (

@@ -155,6 +155,10 @@ def large_corpus(folder):
 
 
 def test_a_process_that_is_killed_is_named_by_what_it_read(started, tmp_path):
+    """Fault 42, data: kill -9 of a process that prepares data.
+
+    Promise: the build stops and names the file that the process was reading.
+    """
     large_corpus(tmp_path / "corpus")
     _, planned, setup = work_on(tmp_path / "there", tmp_path / "corpus")
     killed = []

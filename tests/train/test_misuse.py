@@ -44,6 +44,10 @@ def test_missing_files(train, tmp_path):
 
 
 def test_text_that_is_not_utf8_is_named_with_its_offset(train, tmp_path):
+    """Fault 38, data: text is not UTF-8.
+
+    Promise: exit 2 with the file and the byte; on_bad_text skips or mends it.
+    """
     paths = _text(tmp_path / "bad", bad=b"twelve bytes\xff\xfe")
     _text(tmp_path / "good", good=b"fine")
     line = train(paths, f"--config.data.eval_paths=('{tmp_path}/good',)")
@@ -65,11 +69,19 @@ def test_damaged_gzip(train, tmp_path):
 
 
 def test_an_empty_corpus(train, tmp_path):
+    """Fault 37, data: the corpus has no text at all.
+
+    Promise: exit 2; no run folder is made.
+    """
     paths = _text(tmp_path / "empty", a=b"", b=b"")
     assert "the corpus must have text" in train(paths)
 
 
 def test_a_corpus_shorter_than_a_window(train, tmp_path):
+    """Fault 37, data: the corpus is shorter than one row.
+
+    Promise: exit 2 with both numbers of tokens; no run folder is made.
+    """
     paths = _text(tmp_path / "short", **{f"f{i}": b"%d" % i for i in range(40)})
     line = train(paths, "--config.data.max_length=256", "--config.model.max_length=256")
     assert "the corpus must be longer than one window" in line
@@ -86,6 +98,10 @@ def test_a_plan_of_rows_that_cannot_be_kept(train, tmp_path):
 
 
 def test_a_vocabulary_too_small_for_the_tokenizer(train):
+    """Fault 39, data: the model has fewer ids than the tokenizer.
+
+    Promise: exit 2 with both numbers; no run folder is made.
+    """
     line = train("--config.model.vocab_size=100")
     assert "model.vocab_size must hold the tokenizer's ids; got 100 for 257 ids" in line
 
@@ -155,6 +171,10 @@ def test_a_folder_that_is_no_run(train, tmp_path):
 
 
 def test_a_folder_of_another_run(train, tiny, tmp_path):
+    """Fault 22, checkpoints: the same folder with another model or seed.
+
+    Promise: exit 2 with each key's old and new value; no file of the run is touched.
+    """
     other = tmp_path / "other"
     status = cli.main(["train", *tiny, f"--workdir={other}", "--config.train.steps=1"])
     assert status == 0
@@ -167,6 +187,10 @@ def test_a_folder_of_another_run(train, tiny, tmp_path):
 
 
 def test_data_that_changed_under_a_run(train, tiny, tmp_path, capsys):
+    """Fault 40, data: the text changes under a run.
+
+    Promise: going on is refused with exit 2, and told which split is another.
+    """
     paths = _text(
         tmp_path / "text", **{f"f{i}": b"some words %d " % i * 9 for i in range(40)}
     )
@@ -182,10 +206,25 @@ def test_data_that_changed_under_a_run(train, tiny, tmp_path, capsys):
 
 
 def test_a_disk_without_room(train, monkeypatch):
+    """Fault 17, checkpoints: the disk has no room for two checkpoints.
+
+    Promise: told before the run begins, exit 2; no run folder is made.
+    """
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     line = train()
     assert "the disk under --workdir must have room for two checkpoints" in line
+
+
+def test_a_workdir_where_nobody_may_write(train):
+    """Fault 17, checkpoints: nothing can be written under --workdir.
+
+    Promise: told before the run begins, exit 2 with the folder.
+    """
+    folder = pathlib.Path("/proc/fm_jax/run")  # where root may not write either
+    line = train(workdir=folder)
+    assert "under --workdir must have room" in line or "must be writable" in line
+    assert "/proc" in line
 
 
 def test_a_workdir_that_cannot_be_made(train, tmp_path):

@@ -84,6 +84,11 @@ def test_no_two_steps_are_the_same(alone):
 def test_the_tokens_of_a_step_are_the_same_for_any_processes(
     processes, devices, start, more, alone, tiny, environment, tmp_path
 ):
+    """Fault 41, data: a run goes on with other hosts, devices, accumulation or workers.
+
+    Promise: the tokens of a step are a function of seed and step alone: the same bytes
+    for 1, 2 and 4 real processes, from any step.
+    """
     flags = [*tiny, f"--config.train.steps={STEPS}", *more]
     flags.append(f"--config.data.cache_dir={tmp_path / 'cache'}")  # built anew
     found = _read(

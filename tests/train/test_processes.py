@@ -156,6 +156,11 @@ def _pair(environment, tiny, workdirs, *flags):
 
 @pytest.mark.slow
 def test_processes_with_other_configs_are_refused_by_all(environment, tiny, tmp_path):
+    """Fault 29, processes: hosts were given different configs.
+
+    Promise: all end with exit 2 at the start, and are told which process differs in
+    what key.
+    """
     path = tmp_path / "run"
     ended = _pair(
         environment, tiny, [path, path], (), ("--config.optimizer.beta1=0.8",)
@@ -173,6 +178,10 @@ def test_processes_with_other_configs_are_refused_by_all(environment, tiny, tmp_
 
 @pytest.mark.slow
 def test_a_run_in_use_is_refused_by_all(environment, tiny, tmp_path):
+    """Fault 23, checkpoints: two live jobs in one run folder.
+
+    Promise: all processes of the second end with exit 2.
+    """
     run = Run(tmp_path / "run")
     with run.held():
         ended = _pair(environment, tiny, [run.path] * 2, (), ())

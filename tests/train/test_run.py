@@ -189,6 +189,11 @@ def test_a_start_that_was_killed_early_is_no_obstacle(fm, tiny, tmp_path):
 
 
 def test_two_processes_do_not_train_one_run(fm, tiny, finished):
+    """Fault 23, checkpoints: two live jobs in one run folder.
+
+    Promise: the second ends with exit 2 and writes nothing; the lock ends with its
+    process.
+    """
     run, _ = finished
     before = (run.path / "metrics.jsonl").read_bytes()
     with run.held():

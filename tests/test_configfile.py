@@ -322,6 +322,7 @@ def test_only_these_keys_of_base_may_change():
         "train.accumulation",
         "train.compile_cache",
         "train.loss_chunk",
+        "train.max_skips",
         "train.steps",
         "train.tokens",
         "train.epochs",

@@ -24,6 +24,23 @@ def test_a_spike_is_far_above_the_last_losses():
     assert not spikes.is_one(1.0)  # a fall is none
 
 
+def test_losses_that_stay_high_are_told_once(tmp_path):
+    """Fault 33, numbers: a run diverges and its losses stay finite.
+
+    Promise: once they are over twice the best for 128 steps, that is said, once.
+    """
+    said = []
+    odd = autopsy.Oddities(Run(tmp_path), None, None, None, said.append)
+    losses = [2.0, *[4.1] * 127, 3.9, *[4.1] * 127]
+    for step, loss in enumerate(losses):
+        odd.look(step, loss)
+    assert not said
+    for step in range(400):
+        odd.look(step, 4.1)
+    (line,) = said
+    assert "over 2 times its best, 2, for 128 steps" in line
+
+
 @pytest.fixture
 def settings(corpus, tmp_path):
     """Return a config of a run that takes no time."""

@@ -15,7 +15,13 @@ from fm_jax.errors import UserError
 from fm_jax.runs import Run
 
 FILE = "events.jsonl"
+FORM = {"time": float, "attempt": int, "event": str, "step?": int, "trained?": float}
 MAX_FRUITLESS = 5  # starts in a row that end without a word and saved nothing
+
+
+def read(run: Run) -> list[dict[str, Any]]:
+    """Return a run's events so far; raises UserError on a file that is none of ours."""
+    return list(run.rows(FILE, form=FORM))
 
 
 class Events:
@@ -26,7 +32,7 @@ class Events:
 
     def __init__(self, run: Run, trained: Callable[[], float]):
         self._run, self._trained = run, trained
-        self.attempt = 1 + sum(row["event"] == "start" for row in run.rows(FILE))
+        self.attempt = 1 + sum(row["event"] == "start" for row in read(run))
 
     def add(self, event: str, step: int | None = None, **more: Any) -> None:
         """Append an event that happens now."""

@@ -49,7 +49,7 @@ def test_events_know_their_attempt(tmp_path):
         assert made.attempt == attempt
         made.add("start", devices=8)
         made.add("save", 5)
-    rows = list(Run(tmp_path).rows(events.FILE))
+    rows = events.read(Run(tmp_path))
     assert [row["event"] for row in rows] == ["start", "save"] * 2
     assert rows[0].keys() == {"time", "attempt", "event", "devices"}
     assert (rows[3]["attempt"], rows[3]["step"], rows[3]["trained"]) == (2, 5, 1.25)

@@ -34,7 +34,7 @@ def finish(trainer: Any, final: dict[str, float]) -> None:
         trainer.say(closing.speed_line(speed, trainer.peak))
     clock.settle()
     trainer.events.add("done", last)
-    good = events.goodput(list(run.rows(events.FILE)))
+    good = events.goodput(events.read(run))
     if good.attempts > 1:
         trainer.say(
             f"goodput {good.share:.1%}: {good.trained:,.1f} s of steps that were kept "

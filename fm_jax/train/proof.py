@@ -11,9 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fm_jax import events
 from fm_jax.errors import UserError
@@ -120,7 +119,7 @@ def _end(child: subprocess.Popen, run: Run) -> None:
 
 def _kill(child: subprocess.Popen, run: Run, kill: Kill) -> bool:
     """Kill a start when it comes where it shall; return whether it was still there."""
-    begun = sum(row["event"] == "start" for row in run.rows(events.FILE))
+    begun = sum(row["event"] == "start" for row in events.read(run))
     deadline = time.monotonic() + PATIENCE
     while child.poll() is None and time.monotonic() < deadline:
         if _has_come(run, kill, begun):
@@ -136,7 +135,7 @@ def _kill(child: subprocess.Popen, run: Run, kill: Kill) -> bool:
 
 def _has_come(run: Run, kill: Kill, begun: int) -> bool:
     """Return whether the latest start, after `begun` others, is where it is killed."""
-    own = [row for row in _rows(run, events.FILE) if row["attempt"] > begun]
+    own = [row for row in events.read(run) if row["attempt"] > begun]
     if not own or kill.kind == "compile":
         return bool(own)
     if kill.kind == "save":
@@ -144,15 +143,8 @@ def _has_come(run: Run, kill: Kill, begun: int) -> bool:
     ready = [row["step"] for row in own if row["event"] == "ready"]
     if not ready:
         return False
-    reached = max((r["step"] for r in _rows(run, "metrics.jsonl")), default=0)
+    reached = max((row["step"] for row in run.rows()), default=0)
     return reached >= max(kill.step, ready[0] + 1)
-
-
-def _rows(run: Run, name: str) -> Iterator[dict[str, Any]]:
-    try:
-        yield from run.rows(name)
-    except OSError:  # it is being replaced
-        return
 
 
 def _compare(whole: Run, killed: Run, step: int) -> tuple[list[str], int, int]:

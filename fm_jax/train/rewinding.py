@@ -3,8 +3,10 @@
 import json
 from typing import Any
 
+from fm_jax import jsonfiles
 from fm_jax.checkpoints import Checkpoints
 from fm_jax.cluster import together
+from fm_jax.errors import UserError, reason
 from fm_jax.runs import Run
 
 FILE = "left_out.json"
@@ -13,7 +15,14 @@ FILE = "left_out.json"
 def left_out(run: Run) -> list[int]:
     """Return the steps that a run leaves out, as it went back before them."""
     file = run.path / FILE
-    return json.loads(file.read_text()) if file.exists() else []
+    if not file.exists():
+        return []
+    try:
+        found = jsonfiles.parse(jsonfiles.text(file))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} must be JSON; got {reason(error)}.") from error
+    jsonfiles.check(found, [int], str(file))
+    return found
 
 
 def goes_back(trainer: Any, step: int, saved: Checkpoints) -> bool:

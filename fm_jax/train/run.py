@@ -103,9 +103,7 @@ def train(
     with contextlib.ExitStack() as stack:
         together.on_main(lambda: stack.enter_context(run.held()))
         run.mend(events.FILE)
-        together.on_main(
-            lambda: events.refuse_fruitless(list(run.rows(events.FILE)), run)
-        )
+        together.on_main(lambda: events.refuse_fruitless(events.read(run), run))
         together.on_main(run.begin)
         happened = events.Events(run, lambda: clock.seconds.get("train", 0.0))
         happened.add("start", devices=layout.mesh.size)

@@ -86,7 +86,7 @@ def test_a_run_goes_on_past_a_step_that_is_not_finite_and_keeps_it(
     assert steps == [n for n in range(1, 61) if n not in (7, 8)]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     assert found.series("train/skipped") == ([7, 8], [1, 1])
-    odd = [row for row in found.rows(events.FILE) if row["event"] == "odd"]
+    odd = [row for row in events.read(found) if row["event"] == "odd"]
     assert [row["step"] for row in odd] == [7, 8]
     folder = found.path / "odd" / "step-7"
     numbers = json.loads((folder / "numbers.json").read_text())
@@ -131,7 +131,7 @@ def test_a_spike_is_kept_with_its_batch(settings, tmp_path, monkeypatch):
         autopsy.Spikes, "is_one", lambda self, x: whole(self, x + 9 * _is_fifty(self))
     )
     found = run.train(configs.check(settings), tmp_path / "run", ["fm", "train"])
-    (odd,) = [row for row in found.rows(events.FILE) if row["event"] == "odd"]
+    (odd,) = [row for row in events.read(found) if row["event"] == "odd"]
     assert "spike" in odd["why"]
     assert (found.path / "odd" / f"step-{odd['step']}" / "batch.txt").exists()
     assert len(found.series("train/loss")[0]) == 60

@@ -412,6 +412,10 @@ def _train_in_gigabytes(limit, environment, *flags):
 def test_a_step_that_memory_does_not_hold_ends_in_the_table_of_what_it_needs(
     environment, tiny, tmp_path
 ):
+    """Fault 34, numbers: a step needs more memory than there is.
+
+    Promise: exit 1 with the table of what needs it.
+    """
     run = Run(tmp_path / "run")
     # The limit leaves room for any number of threads; the step needs a lot more.
     done = _train_in_gigabytes(

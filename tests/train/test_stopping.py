@@ -54,7 +54,7 @@ def _until(child: subprocess.Popen, seen, seconds: float = 120) -> None:
 
 
 def _happened(run: Run, event: str) -> bool:
-    return any(row["event"] == event for row in run.rows(events.FILE))
+    return any(row["event"] == event for row in events.read(run))
 
 
 def _reached(run: Run, step: int) -> bool:
@@ -107,8 +107,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_with_the_same_bits(
     assert "stopped as asked, saved at step" in err
     assert (run.path / "exits" / "0").read_text() == "75\n"
     assert not (run.path / "FAILED").exists()
-    assert next(iter(run.rows(events.FILE)))["event"] == "start"
-    assert list(run.rows(events.FILE))[-1]["status"] == 75
+    assert events.read(run)[0]["event"] == "start"
+    assert events.read(run)[-1]["status"] == 75
     child = start(run, *flags)
     _, err = child.communicate(timeout=120)
     assert child.returncode == 0, err

@@ -16,6 +16,9 @@ def train(flags, raw, argv) -> None:
     from fm_jax import config as configs
 
     config = configs.check(raw)
+    for name in ("grace", "hang", "rewinds"):
+        if not getattr(flags, name) >= 0:
+            raise UserError(f"--{name} must be at least 0; got {getattr(flags, name)}.")
     workdir = Path(flags.workdir or _default_workdir(flags.config_file, raw))
     machine.tune_allocator()
     with machine.importing():

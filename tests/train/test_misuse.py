@@ -38,6 +38,12 @@ def _text(folder: pathlib.Path, **files: bytes) -> str:
     return f"--config.data.paths=('{folder}',)"
 
 
+@pytest.mark.parametrize("flag", ["--grace=-1", "--hang=nan", "--rewinds=-2"])
+def test_limits_below_nothing(flag, train):
+    name, _, value = flag.partition("=")
+    assert f"{name} must be at least 0; got {value}" in train(flag)
+
+
 def test_missing_files(train, tmp_path):
     line = train(f"--config.data.paths=('{tmp_path}/no*.txt',)")
     assert "data.paths must match files; got none for" in line

@@ -127,11 +127,15 @@ class Checkpoints:
                 f"a step to read must be one of the saved steps {self.steps()} of "
                 f"{self.path.parent}; got {step}."
             )
-        before = self.digests(step)
+        before, found, error = self.digests(step), {}, None
         try:
             found = self._orbax.load_checkpointables(step, abstract)
-        except READ_ERRORS as error:
-            raise DamagedError(self.path / str(step), reason(error)) from error
+        except READ_ERRORS as caught:
+            error = caught
+        # What one process cannot read the others could not add up with it.
+        if together.any_of(error is not None):
+            why = reason(error) if error else "another process cannot read its part"
+            raise DamagedError(self.path / str(step), why) from error
         if others := digests.changed(before, digests.of(found)):
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             raise DamagedError(
@@ -165,10 +169,11 @@ class Checkpoints:
         """Return the newest step that `read` can read, and what it returns.
 
         Damaged steps are told to `say` and left as they are. Raises DamagedError, of
-        the newest, where all are.
+        the newest, where all are. All processes call this; process 0 says which steps
+        there are.
         """
         first = None
-        for step in reversed(self.steps()):
+        for step in reversed(together.on_main(self.steps)):
             try:
                 return step, read(step)
             except DamagedError as error:

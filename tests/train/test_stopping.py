@@ -241,7 +241,7 @@ def test_a_process_whose_peer_freezes_says_where_it_waits_and_ends(start, tmp_pa
     Promise: after --hang seconds they say who was last heard of when, and exit 85.
     """
     run = Run(tmp_path / "run")
-    pair = _pair(start, run, "--hang=4")
+    pair = _pair(start, run, "--hang=8")
     _until(pair[0], lambda: _reached(run, 20))
     os.kill(pair[1].pid, signal.SIGSTOP)
     try:

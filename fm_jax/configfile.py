@@ -142,6 +142,7 @@ def read_run(run: Run) -> dict[str, Any]:
     Raises UserError when there is none to read.
     """
     record = run.read_config()
+    jsonfiles.check(record["resolved"], {"model": dict}, f"{run.path}/config.json")
     config, resolved = _filled(record["config"]), record["resolved"]
     resolved = {"run_id": run_id(run.path, config), "init": None} | resolved
     resolved["model"] = config["model"] | resolved["model"]

@@ -9,6 +9,7 @@ from typing import Any
 from fm_jax.errors import UserError, reason
 
 MOST_BYTES = 1 << 28  # of a file; what a tokenizer or a fit has is a tenth of it
+MOST_DIGITS = 20  # of a whole number, its sign too
 MOST_WHOLE = 1 << 63  # whole numbers below it go into any array
 MOST_DEPTH = 100  # of lists and objects in each other: what walks them recurs
 SHOWN = 40  # characters of a value that a message repeats
@@ -59,12 +60,13 @@ def text(file: Path) -> str:
 def parse(text: str | bytes, *, is_kept: bool = True, **how: Any) -> Any:
     """Return a value of JSON; ValueError on anything else, and on what is nested deep.
 
-    is_kept: on half of a surrogate pair too, which no file can be written with. how:
-    what json.loads takes beside the text.
+    A whole number with more digits than any amount has is a float. is_kept: half of a
+    surrogate pair, which no file can be written with, is none either. how: what
+    json.loads takes beside the text.
     """
     deep = f"lists and objects in each other, more than {MOST_DEPTH} deep"
     try:
-        found = json.loads(text, **how)
+        found = json.loads(text, parse_int=_whole, **how)
     except RecursionError as error:
         raise ValueError(deep) from error
     marks = ("[", "{", "\\u") if isinstance(text, str) else (b"[", b"{", b"\\u")
@@ -89,6 +91,10 @@ def check(value: Any, form: Any, where: str) -> None:
         said = said if len(said) <= SHOWN else said[:SHOWN] + "..."
         thing = f"{place.lstrip('.')} of {where}" if place else where
         raise UserError(f"{thing} must be {_told(wanted)}; got {said}.")
+
+
+def _whole(text: str) -> int | float:
+    return int(text) if len(text) <= MOST_DIGITS else float(text)
 
 
 def _is_deep(value: Any) -> bool:

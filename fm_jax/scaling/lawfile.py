@@ -102,7 +102,7 @@ def _start(
     way_out = f"Give a value for each of {', '.join(names)}."
     try:
         guesses = np.atleast_2d(np.asarray(start, np.float64))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise _refused(path, "give START as numbers", start, way_out) from error
     if guesses.ndim > 2 or guesses.shape[1] != len(names):
         demand = f"give {len(names)} numbers for each guess of START"

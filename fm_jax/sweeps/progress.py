@@ -148,5 +148,5 @@ def last_step(run: Path) -> int:
             stream.seek(max(0, stream.tell() - TAIL_BYTES))
             whole = stream.read().rpartition(b"\n")[0]
         return int(json.loads(whole.rpartition(b"\n")[2])["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0  # not begun, or its last line is longer than we look

@@ -205,8 +205,10 @@ def _refuse_tuned(base: dict) -> None:
 def _checked_base(raw: dict) -> dict:
     """Return base with what is derived filled in, and without a duration."""
     train = raw.get("train", {})
-    whole = dict.fromkeys(("tokens", "epochs", "tokens_per_param"), 0.0) | {"steps": 1}
-    config = check_run(raw | {"train": {**train, **whole}})
+    if isinstance(train, dict):  # another thing is refused by its name
+        none = dict.fromkeys(("tokens", "epochs", "tokens_per_param"), 0.0)
+        raw = raw | {"train": {**train, **none, "steps": 1}}
+    config = check_run(raw)
     filled = dataclasses.asdict(config.model) | {"vocab_size": vocabulary(config)}
     return config.raw | {"model": filled}
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from fm_jax import machine
 from fm_jax.tokenizers import splits
+from fm_jax.tokenizers.protocol import told
 
 # Rust's regex runs out of its stack in a few 100,000 spaces that are looked ahead over.
 LONG_RUN = 1 << 15
@@ -60,7 +61,8 @@ class Encoder:
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encode = self.library.encode_to_numpy
-        return [encode(text, disallowed_special=()) for text in texts]
+        with told():
+            return [encode(text, disallowed_special=()) for text in texts]
 
 
 def has_long_run(text: str) -> bool:

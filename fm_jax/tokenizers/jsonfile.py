@@ -8,7 +8,7 @@ import numpy as np
 
 from fm_jax.errors import UserError
 from fm_jax.tokenizers import fast, splits
-from fm_jax.tokenizers.protocol import Tokenizer, check_count, find_end, num_bytes
+from fm_jax.tokenizers.protocol import Tokenizer, check_count, find_end, num_bytes, told
 
 FAST_FROM = 1 << 19  # bytes of a batch from which a faster encoder is worth its proof
 COMPARED = 1 << 17  # characters which are then encoded both ways
@@ -25,6 +25,8 @@ class JsonTokenizer(Tokenizer):
 
         self._json = text
         self._inner = tokenizers.Tokenizer.from_str(text)
+        ids = self._inner.get_vocab().values()  # its text goes through all below it
+        self.vocab_size = check_count(1 + max(ids, default=-1))
         # A document that spells a special token must not become one.
         self._inner.encode_special_tokens = True
         self._inner.no_truncation()
@@ -32,8 +34,6 @@ class JsonTokenizer(Tokenizer):
         spec = self._spec()
         if spec["model"].get("dropout"):  # else ids would be drawn anew each time
             self._inner.model.dropout = None
-        ids = self._inner.get_vocab().values()
-        self.vocab_size = check_count(1 + max(ids, default=-1))
         self.end_id = self._find_end(end_token, end_id)
         self.is_exact = _is_exact(spec)
         self.unknown_id = -1 if self.is_exact else self._find_unknown(spec["model"])
@@ -92,7 +92,8 @@ class JsonTokenizer(Tokenizer):
         return rows
 
     def _encode_whole(self, texts: list[str]) -> list[np.ndarray]:
-        encoded = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+        with told():
+            encoded = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         rows = [np.array(e.ids, np.uint32) for e in encoded]
         return [self._spell(ids) if self._is_special_V[ids].any() else ids
                 for ids in rows]  # fmt: skip

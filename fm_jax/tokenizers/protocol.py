@@ -1,12 +1,13 @@
 """What every tokenizer gives, whatever its kind."""
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from fm_jax.errors import UserError
+from fm_jax.errors import UserError, reason
 
 END = "<|endoftext|>"
 KNOWN_ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "[SEP]")
@@ -82,6 +83,25 @@ def check_count(count: int) -> int:
             "more than its largest id."
         )
     return count
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Turn what a library of Rust's ends in as it encodes into the user's error.
+
+    Of a tokenizer that cannot be: a panic of its own, which is no Exception, or a bare
+    one.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"a tokenizer must encode any text; got one that cannot ({reason(error)})."
+        ) from error
 
 
 def find_end(id_of: Callable[[str], int | None], end_token: str, where: str) -> int:

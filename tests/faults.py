@@ -62,12 +62,11 @@ def table(faults: Iterable[Fault]) -> str:
     """Return the Markdown table of sorted faults; one fault's tests share a row."""
     lines = ["| fault | promise | test |", "| --- | --- | --- |"]
     for key, group in itertools.groupby(faults, lambda f: (f.number, f.group, f.fault)):
-        some = list(group)
+        some = sorted(group, key=lambda fault: fault.test)
         promises = dict.fromkeys(fault.promise for fault in some)
-        tests = sorted(fault.test for fault in some)
+        tests = ", ".join(f"`{fault.test}`" for fault in some)
         lines.append(
-            f"| {key[0]}, {key[1]}: {key[2]} | {'; '.join(promises)} | "
-            f"{', '.join(f'`{test}`' for test in tests)} |"
+            f"| {key[0]}, {key[1]}: {key[2]} | {'; '.join(promises)} | {tests} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -137,6 +137,10 @@ def test_a_split_without_an_example_is_refused(tmp_path):
 
 @pytest.mark.parametrize("broken", ["header.json", "tokens.npy", "offsets.npy"])
 def test_a_store_that_is_not_whole_is_refused(broken, tmp_path):
+    """Fault 35, data: a file of stored examples is shorter than it was.
+
+    Promise: exit 2 with its folder, and what to do.
+    """
     path = _store(tmp_path).path
     if broken == "header.json":
         header = json.loads((path / broken).read_text())

@@ -222,7 +222,7 @@ def test_of_a_build_whose_process_dies_none_is_left_and_the_next_goes_on(tmp_pat
     """Fault 42, data: kill -9 of a process that prepares data.
 
     Promise: no process is left, and the next start goes on from the shards that are
-    finished, to the same bytes.
+    finished, to the same texts.
     """
     corpus, of = corpus_of(tmp_path, num_files=8, num_documents=3000)
     sizes = {"lane_bytes": 50_000, "shard_tokens": 5_000, "batch_bytes": 1_000}
@@ -303,6 +303,7 @@ def test_a_full_disk_is_one_line_and_the_next_try_goes_on(limit, num_workers, tm
     corpus, of = corpus_of(tmp_path, num_documents=200)
     options = {"num_workers": num_workers, "tokenizer": BYTES, "sizes": SIZES}
     cache = tmp_path / "cache"
+    # The limit of a file stands for a disk that is full.
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))

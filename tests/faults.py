@@ -81,8 +81,10 @@ def written(text: str) -> str:
 
 
 def _of_file(file: pathlib.Path, folder: pathlib.Path) -> Iterator[Fault]:
-    where = file.relative_to(folder).with_suffix("").as_posix()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    where, source = file.relative_to(folder).with_suffix(""), file.read_text("utf-8")
+    if not re.search(r"[\"']Fault\b", source):  # most files have none
+        return
+    for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         text = inspect.cleandoc(ast.get_docstring(node) or "")
@@ -101,7 +103,7 @@ def _of_file(file: pathlib.Path, folder: pathlib.Path) -> Iterator[Fault]:
             group,
             " ".join(fault.split()),
             " ".join(promise.split()),
-            f"{where}::{node.name}",
+            f"{where.as_posix()}::{node.name}",
         )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fm_jax.corpora.documents import Piece
-from fm_jax.data import example_store, sides
+from fm_jax.data import example_store, sides, store
 from fm_jax.data.batches import EvalBatches, TrainBatches
 from fm_jax.data.example_rows import ExampleRows
 from fm_jax.data.examples import Maker
@@ -230,7 +230,7 @@ def test_an_example_says_where_it_stood(tmp_path):
 
 @pytest.mark.parametrize("wrong", [257, 2**31 - 1, -3])
 @pytest.mark.parametrize("name", ["tokens", "targets"])
-def test_an_id_that_there_is_not_is_named(name, wrong, kind, tmp_path):
+def test_an_id_that_there_is_not_is_named(name, wrong, kind, tmp_path, monkeypatch):
     """Fault 39, data: stored examples have an id beyond the vocabulary or the labels.
 
     Promise: the batch that has it stops the run with exit 2 and names the file; no
@@ -240,6 +240,7 @@ def test_an_id_that_there_is_not_is_named(name, wrong, kind, tmp_path):
     held = np.load(file)
     held[len(held) // 2] = wrong
     np.save(file, held)
+    monkeypatch.setattr(store, "READ_AT_START", 0)  # as of a store that is large
     rows = _made(tmp_path, kind)
     with pytest.raises(UserError) as error:
         rows.rows(np.arange(len(rows)))

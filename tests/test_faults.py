@@ -68,7 +68,7 @@ def test_tests_of_one_fault_share_its_row(plant):
     plant(GOOD)
     other = GOOD.replace("test_the_shard", "test_a_shard").replace("it ends", "at once")
     rows = plant(other, "test_y.py").splitlines()[2:]
-    assert rows[0].startswith("| 4, stopping: a second SIGTERM | at once; it ends | ")
+    assert rows[0].startswith("| 4, stopping: a second SIGTERM | it ends; at once | ")
     assert rows[1:] == [
         ROW.replace("named` |", "named`, `test_y::test_a_shard_is_named` |")
     ]

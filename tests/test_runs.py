@@ -290,6 +290,10 @@ def test_a_run_that_does_not_write_stands_beside_the_one_that_does(run):
 
 
 def test_a_torn_line_is_cut_before_the_next_is_written(tmp_path):
+    """Fault 45, around it: the last line of the table of evaluations is cut.
+
+    Promise: it is cut off before the next is written.
+    """
     run = Run(tmp_path)
     run.append({"step": 1}, "table.jsonl")
     with open(tmp_path / "table.jsonl", "a") as stream:

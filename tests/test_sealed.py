@@ -82,6 +82,11 @@ print(watch.hits, watch.misses, sum("made again" in str(s.message) for s in said
 
 
 def test_jax_reads_programs_that_are_whole_and_makes_damaged_ones_again(tmp_path):
+    """Fault 47, around it: files of the compile cache are flipped, cut and emptied.
+
+    Promise: those that are whole are read, the others compiled again, and whole then.
+    """
+
     def run():
         found = subprocess.run(
             [sys.executable, "-c", PROGRAM, tmp_path / "programs"],

@@ -56,12 +56,19 @@ class Growing:
 
     def __init__(self, file: Path, dtype: str):
         self.stream = open(file, "wb")  # noqa: SIM115
-        self.dtype, self.count = np.dtype(dtype), 0
+        self.dtype, self.count, self._hash = np.dtype(dtype), 0, digest(b"")
         self._begin()
 
     def append(self, array: np.ndarray) -> None:
-        self.stream.write(array.astype(self.dtype).data)
+        raw = array.astype(self.dtype).data
+        self.stream.write(raw)
+        self._hash.update(raw)
         self.count += len(array)
+
+    @property
+    def digest(self) -> str:
+        """The digest of all elements; the file's beginning is not among them."""
+        return self._hash.hexdigest()
 
     def finish(self) -> None:
         start = self.start

@@ -111,9 +111,10 @@ class ExampleRows:
         arrays = windows.empty_arrays(len(indices), self.length)
         arrays.fill(0)
         batch = windows.as_batch(arrays)
-        targets_P = self.store.targets[from_P]
+        tokens_P, targets_P = self.store.tokens[from_P], self.store.targets[from_P]
+        self._require_known(tokens_P, targets_P)
         filled = {
-            "tokens": self.store.tokens[from_P],
+            "tokens": tokens_P,
             "targets": targets_P,
             "loss_weights": self.store.weights[from_P],
             "positions": inside_P,
@@ -130,6 +131,25 @@ class ExampleRows:
                 self.reference.reshape(-1)[segments_S]
             )
         return batch
+
+    def _require_known(self, tokens_P: np.ndarray, targets_P: np.ndarray) -> None:
+        """Raise UserError on an id that there is not: a file of the store is broken.
+
+        A model would take another in its place, or none, and say nothing.
+        """
+        sizes = {"tokens": self._bytes_V.size, "targets": self._bytes_V.size}
+        if self.store.header["kind"] == "classify":
+            sizes["targets"] = len(self.store.labels)
+        for (name, size), ids_P in zip(
+            sizes.items(), (tokens_P, targets_P), strict=True
+        ):
+            most = int(ids_P.view(np.uint32).max(initial=0))
+            if most >= size:
+                raise UserError(
+                    f"ids of stored examples must be below {size:,}; got {most:,} in "
+                    f"{self.store.path / name}.npy. Delete {self.store.path} and start "
+                    "again: they will be made again."
+                )
 
     def _segments(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the segments of rows in order, and the place in the batch of each."""

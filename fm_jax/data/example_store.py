@@ -14,12 +14,13 @@ import numpy as np
 from fm_jax import caches
 from fm_jax.corpora import documents, paths
 from fm_jax.corpora.documents import Piece
-from fm_jax.data.arrays import Growing, mapped, sync
+from fm_jax.data import store
+from fm_jax.data.arrays import Growing, digest, mapped, sync
 from fm_jax.data.chats import BadRow
 from fm_jax.data.examples import Maker
 from fm_jax.errors import UserError, reason
 
-VERSION = 2
+VERSION = 3
 # Of all segments one after the other; `offsets` has where each begins, and the end.
 ARRAYS = {"tokens": "<i4", "targets": "<i4", "weights": "|u1", "offsets": "<i8",
           "origins": "<i8"}  # fmt: skip
@@ -229,6 +230,7 @@ class _Writing:
             "tokenizer": self.maker.tokenizer.fingerprint,
             "end_ids": sorted(self.ends),
             "places": self.places,
+            "digests": {name: file.digest for name, file in self.files.items()},
             "has_leftover": False,
             "gzip_of": 0,
             "gzip_bytes": 0,
@@ -265,6 +267,11 @@ def _open(path: Path) -> ExampleStore:
         raise _not_whole(path, reason(error)) from error
     # Slices of np.memmap itself take thrice the time of an array's over the map.
     found = {name: np.asarray(array) for name, array in arrays.items()}
+    if sum(array.nbytes for array in found.values()) <= store.READ_AT_START:
+        for name, array in found.items():
+            if digest(array).hexdigest() != header["digests"][name]:
+                got = f"{name}.npy is not as it was written: its blake2b is another"
+                raise _not_whole(path, got)
     found["origins"] = found["origins"].reshape(-1, 2)
     num_segments = header["num_examples"] * header["num_segments"]
     sizes = {name: found[name].size for name in ("tokens", "targets", "weights")}

@@ -66,6 +66,10 @@ def test_all_that_came_are_told_who_did_not(address):
 
 
 def test_two_processes_of_one_number_are_refused(address):
+    """Fault 30, processes: two processes were given one number.
+
+    Promise: all that came are told which number came twice, exit 2.
+    """
     said = _meet([Cluster(address, 3, i) for i in (0, 1, 1)], 20)
     assert len(set(said)) == 1
     assert "must be numbered 0 to 2, each once;" in said[0]
@@ -79,6 +83,10 @@ def test_processes_that_count_differently_are_refused(address):
 
 
 def test_a_port_in_use_is_named_and_its_user_not_joined(address):
+    """Fault 30, processes: another program has the port.
+
+    Promise: it is told as one, exit 2, and is not joined.
+    """
     host, port = address.split(":")
     with socket.create_server((host, int(port))) as server, server:
         [said] = _meet([Cluster(address, 2, 0)], 20)

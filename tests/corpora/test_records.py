@@ -86,6 +86,11 @@ def tiny(raw):
 def test_a_file_that_is_damaged_or_foreign_is_refused_or_counted(
     piece_bytes, damage, tmp_path, monkeypatch
 ):
+    """Fault 35, data: an ArrayRecord file is cut, empty or no such file.
+
+    Promise: preparation names it, exit 2, or leaves it out under on_bad_text=skip and
+    counts it.
+    """
     monkeypatch.setattr(documents, "PIECE_BYTES", piece_bytes)
     path = write(tmp_path, random_rows(40))
     path.write_bytes(damage(path.read_bytes()))
@@ -101,6 +106,11 @@ def test_a_file_that_is_damaged_or_foreign_is_refused_or_counted(
 
 @pytest.mark.parametrize("together", [1, 7, 1024])
 def test_a_damaged_record_is_named_and_alone_left_out(together, tmp_path, monkeypatch):
+    """Fault 36, data: bits flip inside a record of ArrayRecord.
+
+    Promise: preparation names the file and the row, exit 2, or leaves out that row
+    alone under on_bad_text=skip.
+    """
     monkeypatch.setattr(records, "BATCH_RECORDS", together)
     rows = random_rows(40)
     path = write(tmp_path, rows)

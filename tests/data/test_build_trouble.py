@@ -222,7 +222,7 @@ def test_of_a_build_whose_process_dies_none_is_left_and_the_next_goes_on(tmp_pat
     """Fault 42, data: kill -9 of a process that prepares data.
 
     Promise: no process is left, and the next start goes on from the shards that are
-    finished, to the same bytes.
+    finished, to the same texts.
     """
     corpus, of = corpus_of(tmp_path, num_files=8, num_documents=3000)
     sizes = {"lane_bytes": 50_000, "shard_tokens": 5_000, "batch_bytes": 1_000}
@@ -265,6 +265,10 @@ def test_a_users_mistake_is_the_same_line_from_a_process(tmp_path):
 
 
 def test_a_file_that_changes_during_the_build_is_refused_and_then_read_anew(tmp_path):
+    """Fault 40, data: a text file changes while it is prepared.
+
+    Promise: the build stops with its name, and the next start reads it anew.
+    """
     corpus, _ = corpus_of(tmp_path)
     source = made.source_of(corpus)
 
@@ -291,10 +295,15 @@ def test_a_file_that_changes_during_the_build_is_refused_and_then_read_anew(tmp_
     "limit", [700, 6000], ids=["the first shard", "where shards are joined"]
 )
 def test_a_full_disk_is_one_line_and_the_next_try_goes_on(limit, num_workers, tmp_path):
-    """The limit of a file stands for a disk that is full."""
+    """Fault 17, checkpoints: the disk is full while data is prepared.
+
+    Promise: one line names the folder, exit 2, and the next start goes on from the
+    shards that are finished.
+    """
     corpus, of = corpus_of(tmp_path, num_documents=200)
     options = {"num_workers": num_workers, "tokenizer": BYTES, "sizes": SIZES}
     cache = tmp_path / "cache"
+    # The limit of a file stands for a disk that is full.
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fm_jax.corpora.documents import Piece
-from fm_jax.data import example_store, sides
+from fm_jax.data import example_store, sides, store
 from fm_jax.data.batches import EvalBatches, TrainBatches
 from fm_jax.data.example_rows import ExampleRows
 from fm_jax.data.examples import Maker
@@ -226,3 +226,26 @@ def test_rows_that_would_cut_examples_are_refused(tmp_path):
 def test_an_example_says_where_it_stood(tmp_path):
     rows = _made(tmp_path, "completion")
     assert rows.where(7) == "r.jsonl line 8"
+
+
+@pytest.mark.parametrize("wrong", [257, 2**31 - 1, -3])
+@pytest.mark.parametrize("name", ["tokens", "targets"])
+def test_an_id_that_there_is_not_is_named(name, wrong, kind, tmp_path, monkeypatch):
+    """Fault 39, data: stored examples have an id beyond the vocabulary or the labels.
+
+    Promise: the batch that has it stops the run with exit 2 and names the file; no
+    model ever sees it clamped.
+    """
+    file = _made(tmp_path, kind).store.path / f"{name}.npy"
+    held = np.load(file)
+    held[len(held) // 2] = wrong
+    np.save(file, held)
+    monkeypatch.setattr(store, "READ_AT_START", 0)  # as of a store that is large
+    rows = _made(tmp_path, kind)
+    with pytest.raises(UserError) as error:
+        rows.rows(np.arange(len(rows)))
+    size = 3 if (name, kind) == ("targets", "classify") else 257
+    assert str(error.value) == (
+        f"ids of stored examples must be below {size:,}; got {wrong % 2**32:,} in "
+        f"{file}. Delete {file.parent} and start again: they will be made again."
+    )

@@ -137,6 +137,10 @@ def test_a_split_without_an_example_is_refused(tmp_path):
 
 @pytest.mark.parametrize("broken", ["header.json", "tokens.npy", "offsets.npy"])
 def test_a_store_that_is_not_whole_is_refused(broken, tmp_path):
+    """Fault 35, data: a file of stored examples is shorter than it was.
+
+    Promise: exit 2 with its folder, and what to do.
+    """
     path = _store(tmp_path).path
     if broken == "header.json":
         header = json.loads((path / broken).read_text())
@@ -145,6 +149,26 @@ def test_a_store_that_is_not_whole_is_refused(broken, tmp_path):
         np.save(path / broken, np.load(path / broken)[:-1])
     with pytest.raises(UserError, match=r"stored examples must be whole; got .*Delete"):
         _store(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokens", "targets", "weights", "offsets", "origins"])
+def test_a_flipped_bit_of_stored_examples_is_named(name, tmp_path):
+    """Fault 36, data: a bit flips in stored examples.
+
+    Promise: the file is named at the start, exit 2; in a store above half a gigabyte
+    only ids that there are not are seen.
+    """
+    file = _store(tmp_path).path / f"{name}.npy"
+    raw = bytearray(file.read_bytes())
+    start = raw.index(b"\n") + 1
+    for place in range(start, len(raw)):
+        other = bytearray(raw)
+        other[place] ^= 1 << place % 8
+        file.write_bytes(other)
+        with pytest.raises(UserError, match=rf"{name}.npy is not as it was written"):
+            _store(tmp_path)
+    file.write_bytes(raw)
+    _store(tmp_path)
 
 
 def test_a_disk_that_is_full_is_refused_and_nothing_is_left(tmp_path, monkeypatch):

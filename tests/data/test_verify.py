@@ -67,6 +67,10 @@ def test_blocks_far_smaller_than_a_file_change_nothing(folder, tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_named_wherever_it_is(folder, name):
+    """Fault 36, data: a bit flips in any file of a store, at any place.
+
+    Promise: fm data verify names the file, of a store of any size.
+    """
     raw = (folder / name).read_bytes()
     expected = f"{name}: {DAMAGED}"
     for place in range(0, len(raw), 1 if len(raw) < 200 else 7):
@@ -83,6 +87,10 @@ def test_a_flipped_bit_is_named_wherever_it_is(folder, name):
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("change", [-(10**9), -7, -1, 1, 4096])
 def test_a_file_cut_or_lengthened_is_named(folder, name, change):
+    """Fault 35, data: a file of a token store is cut or longer than it was.
+
+    Promise: fm data verify names it.
+    """
     raw = (folder / name).read_bytes()
     cut = raw[: max(0, len(raw) + change)] + b"\x00" * change
     (folder / name).write_bytes(cut)

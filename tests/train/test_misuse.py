@@ -63,6 +63,10 @@ def test_text_that_is_not_utf8_is_named_with_its_offset(train, tmp_path):
 
 
 def test_damaged_gzip(train, tmp_path):
+    """Fault 35, data: a packed text file is cut.
+
+    Promise: exit 2 with its name; no run folder is made.
+    """
     file = tmp_path / "cut.txt.gz"
     file.write_bytes(gzip.compress(b"hello " * 1000)[:-20])
     _text(tmp_path / "good", good=b"fine")

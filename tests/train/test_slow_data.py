@@ -16,7 +16,7 @@ def test_waiting_for_slow_data_is_told_apart_from_training(tiny, tmp_path, monke
     read = TrainBatches.read
 
     def slow(plan, start, stop):
-        time.sleep(0.25 * (stop - start))
+        time.sleep(0.5 * (stop - start))
         return read(plan, start, stop)
 
     monkeypatch.setattr(TrainBatches, "read", slow)

@@ -187,7 +187,7 @@ def get_config() -> ConfigDict:
     # By how much a step moves each expert's balance towards an even load; 0: not.
     train.balance_rate = 0.0
     train.max_skips = 3  # steps in a row that may change nothing, not being finite
-    train.compile_cache = "~/.cache/fm_jax/jax"  # of compiled programs; "": none
+    train.compile_cache = "~/.cache/fm_jax/programs"  # of compiled programs; "": none
 
     config.mesh = mesh = ConfigDict()
     mesh.preset = "ddp"  # ddp | fsdp | hsdp | tensor | fsdp_tensor | context

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from fm_jax import caches
 from fm_jax.errors import UserError
 
 PREFIX = "sealed://"
@@ -22,11 +23,13 @@ DIGEST_BYTES = 16
 def programs_in(folder: str) -> str:
     """Return what to tell jax so that it keeps programs in `folder`, each sealed.
 
-    The folder is made, private to the user. Raises UserError where it cannot be.
+    The folder is made, private to the user. Raises UserError where it cannot be, or
+    others can write to it.
     """
     path = Path(folder).expanduser().absolute()
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        caches.folder(path)
+        caches.require_own(path, "train.compile_cache")
     except OSError as error:
         raise UserError(
             f"train.compile_cache must be a writable folder; got {path} "

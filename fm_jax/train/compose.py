@@ -1,15 +1,13 @@
 """The one place where config becomes parts: data, mesh, model, optimizer, programs."""
 
 import dataclasses
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 
-from fm_jax import caches, checkpoints, meshes, optimizers, sharding
+from fm_jax import checkpoints, meshes, optimizers, sealed, sharding
 from fm_jax import config as configs
 from fm_jax.accelerators import Chip
 from fm_jax.compiled import estimates
@@ -311,21 +309,12 @@ def needs_base(parts: Parts) -> bool:
 
 
 def use_compile_cache(folder: str) -> None:
-    """Keep compiled programs in `folder`, private to the user; "" keeps none.
+    """Keep compiled programs in `folder`, sealed and private; "" keeps none.
 
     A folder that jax was already given by its environment is left alone.
     """
     if not folder or jax.config.jax_compilation_cache_dir:
         return
-    path = Path(folder).expanduser()
-    try:
-        caches.folder(path)
-        caches.require_own(path, "train.compile_cache")
-    except OSError as error:
-        raise UserError(
-            f"train.compile_cache must be a writable folder; got {path} "
-            f"({error.strerror}). Set it to '' for none."
-        ) from error
-    jax.config.update("jax_compilation_cache_dir", os.fspath(path))
+    jax.config.update("jax_compilation_cache_dir", sealed.programs_in(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

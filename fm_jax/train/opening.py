@@ -50,6 +50,7 @@ def identity(raw: dict, workdir: Path) -> dict[str, object]:
     """Return what must be the same in all processes of one run."""
     return configfile.flat(raw) | {
         "--workdir": str(workdir.absolute()),
+        "code": machine.code_digest(),
         "commit": machine.git_state().get("commit", ""),
         **{f"version of {name}": v for name, v in machine.versions().items()},
     }

@@ -83,6 +83,7 @@ def train(
         return run
     # All at once: Orbax waits for all processes when it opens.
     saved = together.each(lambda: opening.saved_steps(run))
+    together.agree("what is seen of the checkpoints", {"steps": saved})
     together.each(lambda: opening.refuse_shorter(run, parts.num_steps, saved))
     init = earlier["resolved"]["init"] if saved else None
     begins = None

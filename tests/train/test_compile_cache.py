@@ -1,22 +1,9 @@
 """A compile cache that was damaged costs a run time, and changes nothing in it."""
 
-import subprocess
-import sys
-
 import pytest
 
 from fm_jax.runs import Run
 
-# As fm does, before jax compiles anything.
-START = """
-import sys
-import jax
-from fm_jax import cli, sealed
-jax.config.update("jax_compilation_cache_dir", sealed.programs_in(sys.argv[1]))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-sys.exit(cli.main(sys.argv[2:]))
-"""
 SMALL = (
     "--config.train.steps=3",
     "--config.eval.every=0",
@@ -26,17 +13,14 @@ SMALL = (
 
 
 @pytest.fixture
-def train(tiny, environment, tmp_path):
+def train(fm, tiny, tmp_path):
     """Return `train(name)`: the run of that name, its losses and what it printed."""
-    environ = environment | {"JAX_COMPILATION_CACHE_DIR": ""}
 
     def train(name):
         run = Run(tmp_path / name)
-        done = subprocess.run(
-            [sys.executable, "-c", START, tmp_path / "programs", "train", *tiny, *SMALL,
-             f"--workdir={run.path}"],
-            env=environ, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        flags = [*SMALL, f"--config.train.compile_cache={tmp_path / 'programs'}"]
+        done = fm("train", *tiny, *flags, f"--workdir={run.path}",
+                  JAX_COMPILATION_CACHE_DIR="")  # fmt: skip
         assert done.returncode == 0, done.stderr
         losses = [run.series(name)[1] for name in ("train/loss", "final/loss")]
         return losses, done.stderr

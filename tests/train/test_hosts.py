@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -87,6 +88,28 @@ def test_hosts_with_other_data_are_refused(host, tmp_path):
 
 
 @pytest.mark.slow
+def test_hosts_with_other_code_are_refused(host, environment, tmp_path):
+    """Fault 29, processes: one line of the code is another on one host.
+
+    Promise: all end with exit 2 at the start, and are told that the code differs,
+    committed or not.
+    """
+    for name in ("fm_jax", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / "copy" / name)
+    with open(tmp_path / "copy" / "fm_jax" / "models" / "layers.py", "a") as file:
+        file.write("# another line\n")
+    run = tmp_path / "run"
+    path = {"PYTHONPATH": str(tmp_path / "copy")}
+    first, second = host(0, run), host(1, run, env=environment | path, cwd=tmp_path)
+    lines = ended(first, second)
+    assert lines[0] == lines[1]
+    assert (
+        "the config must be the same in all processes; process 1 has code=" in lines[0]
+    )
+    assert not run.exists()
+
+
+@pytest.mark.slow
 def test_two_launches_of_one_port_are_not_mixed(host, tmp_path):
     """Fault 30, processes: two runs were given one port, and a host of each meets.
 
@@ -125,8 +148,7 @@ def test_hosts_that_see_different_checkpoints_do_not_part(
 ):
     """Fault 19, checkpoints: hosts see different latest steps.
 
-    Promise: process 0 decides; one that does not see that step ends the launch with
-    exit 2 and what it sees, and none trains on from another.
+    Promise: all end with exit 2 and are told which process sees what; none goes on.
     """
     run = Run(tmp_path / "run")
     flags = [*tiny, "--config.checkpoint.keep=3", "--config.mesh.preset=fsdp"]
@@ -139,7 +161,8 @@ def test_hosts_that_see_different_checkpoints_do_not_part(
         env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    (said,) = (x for x in done.stderr.splitlines() if x.startswith("[1] fm: "))
-    assert "saved steps [5]" in said
-    assert "got 10" in said
+    assert (
+        "fm: what is seen of the checkpoints must be the same in all processes; "
+        "process 1 has steps=[5] where process 0 has [5, 10]."
+    ) in done.stderr
     assert max(row["step"] for row in run.rows()) == 10

@@ -220,7 +220,7 @@ def test_only_one_at_a_time_computes(rows, model, params, counted, tmp_path):
 @pytest.mark.parametrize(
     "held, got",
     [
-        (b"", "No data left in file"),
+        (b"", "no array of NumPy: EOF"),
         (np.ones((PAIRS, 3), np.float32), r"float32 \(11, 3\) for float32 \(11, 2\)"),
         (np.ones((PAIRS, 2)), r"float64 \(11, 2\) for float32 \(11, 2\)"),
         (np.full((PAIRS, 2), np.nan, np.float32), "numbers that are not finite"),

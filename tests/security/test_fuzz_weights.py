@@ -1,6 +1,7 @@
 """Checkpoints of strangers, made wrong in thousands of ways: one line, or read."""
 
 import json
+import math
 import struct
 
 import numpy as np
@@ -67,6 +68,11 @@ def test_a_header_that_lies_is_one_line(tmp_path_factory, raw):
         size = file.stat().st_size
         for info in header.read(file).values():
             assert 8 <= info.start <= info.start + info.num_bytes <= size
+            width = (
+                header.OTHER_BITS.get(info.kind)
+                or 8 * header.DTYPES[info.kind].itemsize
+            )
+            assert width * math.prod(info.shape) == 8 * info.num_bytes
 
 
 def test_a_header_that_is_right_is_read(tmp_path):

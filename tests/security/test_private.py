@@ -69,7 +69,7 @@ def test_a_cache_is_made_for_its_user_alone(tmp_path, umask, no_cache):
     with caches.made_by_one(tmp_path / "other" / "thing"):
         pass
     compose.use_compile_cache(str(tmp_path / "new" / "jax"))
-    assert no_cache() == str(tmp_path / "new" / "jax")
+    assert no_cache() == f"sealed://{tmp_path}/new/jax"
     folders = [p for p in tmp_path.rglob("*") if p.is_dir()]
     assert {p.name for p in folders} >= {"home", "cache", "deep", "other", "new", "jax"}
     assert {p: oct(_mode(p)) for p in folders} == dict.fromkeys(folders, "0o700")
@@ -103,7 +103,7 @@ def test_programs_are_not_taken_from_where_others_write(tmp_path, mode, no_cache
     assert no_cache() is None
     path.chmod(mode & 0o755)
     compose.use_compile_cache(str(path))
-    assert no_cache() == str(path)
+    assert no_cache() == f"sealed://{path}"
 
 
 def test_programs_are_not_taken_from_another_users(tmp_path, monkeypatch, no_cache):
@@ -237,6 +237,8 @@ SOCKETS = {
     "fm_jax/cluster/meeting.py",  # processes of a cluster
     "fm_jax/serve/command.py",  # fm serve
     "fm_jax/data/site.py",  # the name of the machine alone
+    "fm_jax/runs.py",  # the same
+    "fm_jax/watch.py",  # a pair of this process alone: signals to a thread
     "launch/local.py",  # a port that is free
 }
 

@@ -107,6 +107,7 @@ class Trainer:
                 self._stop(parts.num_steps, saved)
             with self.clock.phase("checkpoint"):
                 saved.wait()
+            self.watch.is_saved = True
             self.events.add("saved", parts.num_steps)
         ending.sample(self, state)
         ending.finish(self, final)

@@ -3,7 +3,6 @@
 import collections
 import json
 import math
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,10 @@ class Spikes:
 
     def is_one(self, loss: float) -> bool:
         """Return whether a loss is a spike, and count it among the last where not."""
-        if len(self.losses) >= LEAST:
-            mean = statistics.fmean(self.losses)
-            if loss > mean + SIGMAS * statistics.pstdev(self.losses, mean):
+        if (count := len(self.losses)) >= LEAST:
+            mean = math.fsum(self.losses) / count
+            variance = math.fsum((x - mean) ** 2 for x in self.losses) / count
+            if loss > mean + SIGMAS * math.sqrt(variance):
                 return True
         self.losses.append(loss)
         return False
@@ -78,7 +78,7 @@ class Oddities:
                 f"for {WINDOW} steps: this run may have diverged"
             )
         if self._spikes.is_one(loss):
-            usual = statistics.fmean(self._spikes.losses)
+            usual = math.fsum(self._spikes.losses) / len(self._spikes.losses)
             self.add(step, f"its loss {loss:.4g} is a spike over {usual:.4g}")
 
     def dissect(self, now: int, state: TrainState) -> None:

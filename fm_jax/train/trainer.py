@@ -131,7 +131,7 @@ class Trainer:
         self.held_before = machine.memory_bytes()
         self.say(self.compiles.line())
         if self._is_asked():
-            raise StoppedError(start or None)
+            raise StoppedError(start if is_own else None)
         self.watch.beat(times=COMPILING)
         self.events.add("ready", start)
         if is_own and self._evaluates(start) and not self._is_evaluated(start):

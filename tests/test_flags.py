@@ -124,7 +124,8 @@ def test_a_stray_argument_is_refused(file):
 def test_an_unknown_flag_is_refused_with_the_nearest(file):
     assert _mistake("train", f"--config={file}", "--workdri=x") == (
         "flag must be one of the known names; got 'workdri'. Did you mean 'workdir'? "
-        "Known: workdir, config, coordinator, join_timeout, num_processes, process_id"
+        "Known: workdir, config, coordinator, grace, hang, join_timeout, "
+        "num_processes, process_id, rewinds"
     )
 
 
@@ -290,7 +291,8 @@ def test_a_section_is_not_a_key(file):
 def test_only_a_bool_key_has_a_no_form(file):
     assert _mistake("train", f"--config={file}", "--noconfig.model.num_layers") == (
         "flag must be one of the known names; got 'noconfig.model.num_layers'. "
-        "Known: config, coordinator, join_timeout, num_processes, process_id, workdir"
+        "Known: config, coordinator, grace, hang, join_timeout, num_processes, "
+        "process_id, rewinds, workdir"
     )
 
 

@@ -118,9 +118,10 @@ def test_a_branch_that_diverges_says_at_which_step(fm, tiny, trunk):
               "--config.init.optimizer=True", "--config.optimizer.learning_rate=1e38",
               f"--workdir={path}")  # fmt: skip
     assert done.returncode == 76, done.stderr
-    assert "at step 12." in done.stderr  # the first that sees the branch's update
+    # Step 12 is the first that sees the branch's update; three may be passed over.
+    assert "at step 15." in done.stderr
     (row,) = Run(path).rows("table.jsonl")
-    assert (row["status"], row["step"]) == ("diverged", 12)
+    assert (row["status"], row["step"]) == ("diverged", 15)
     assert row["train_loss"] is None
 
 

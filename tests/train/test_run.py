@@ -18,7 +18,7 @@ from fm_jax.checkpoints import Checkpoints
 from fm_jax.corpora import sources
 from fm_jax.corpora import synthetic as synthetic_text
 from fm_jax.runs import Run
-from fm_jax.train import trainer as trainers
+from fm_jax.train.held_out import HeldOut
 
 
 @pytest.fixture(scope="module")
@@ -589,13 +589,12 @@ def test_evaluating_again_gives_the_same_excess(fm, synthetic):
 
 def test_a_loss_below_the_best_is_said_loudly():
     said = []
-    trainer = object.__new__(trainers.Trainer)
-    trainer._say = said.append
+    measured = HeldOut(None, None, None, None, None, None, said.append)
     numbers = {"loss": 1.9, "bayes_loss": 2.0, "excess_loss": -0.1, "excess_se": 0.001}
-    row = trainer._row("final", numbers | {"tokens": 1000.0})
+    row = measured.row("final", numbers | {"tokens": 1000.0})
     assert row["final/excess_loss"] == -0.1
     (line,) = said
     assert line.startswith("WARNING: the held-out loss must not be below the source's")
     above = numbers | {"loss": 2.1, "excess_loss": 0.1, "tokens": 1000.0}
-    trainer._row("final", above)
+    measured.row("final", above)
     assert len(said) == 1

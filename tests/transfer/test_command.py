@@ -42,7 +42,7 @@ class _Trained:
         run.begin()
         keys = ("config", "changed_from_base", "resolved", "data", "history")
         record = {key: {} for key in keys} | {"config": raw}
-        record["resolved"] = {"model": raw["model"]}
+        record |= {"resolved": {"model": raw["model"]}, "history": []}
         run.write_config(record)
         row = {"step": 1, "final/drift/far": 0.5}
         rate = raw["optimizer"]["learning_rate"]

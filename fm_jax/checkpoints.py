@@ -86,17 +86,18 @@ class Checkpoints:
         told = {DIGESTS: digests.of(parts)}
         try:
             # A copy: Orbax puts the metrics into the dict that it is given.
-            self._orbax.save_checkpointables_async(
+            begun = self._orbax.save_checkpointables_async(
                 step, dict(parts), force=True, metrics=metrics, custom_metadata=told
             )
         except Exception as error:
             raise _explained(error, self.path) from error
-        self._saving = threading.Thread(target=self._await, daemon=True)
+        self._saving = threading.Thread(target=self._await, args=(begun,), daemon=True)
         self._saving.start()
 
-    def _await(self) -> None:
+    def _await(self, begun: Any) -> None:
+        # A save whose result nobody takes keeps its thread and three open files.
         try:
-            self._orbax.wait()
+            begun.result()
         except Exception as error:
             self._error = error
 

@@ -1,5 +1,6 @@
 """Tests of checkpoints: the same bits on any mesh, and the last good one stays."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -232,10 +233,12 @@ class _Failing:
         self.error = error
 
     def save_checkpointables_async(self, *_, **__):
-        """Begin well."""
+        return self
 
-    def wait(self):
+    def result(self):
         raise self.error
+
+    wait = result
 
 
 def test_an_error_that_is_not_the_disk_stays_itself_however_often(opened):
@@ -249,6 +252,15 @@ def test_an_error_that_is_not_the_disk_stays_itself_however_often(opened):
             saved.wait()
         assert not saved.has_failed
     saved._orbax = real
+
+
+def test_saves_leave_no_files_open(opened):
+    saved, counts = opened(writes=True), []
+    for step in range(1, 9):
+        saved.save(step, _numbers(4), None)
+        saved.wait()
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[-1] <= counts[1] + 2  # each save had left three
 
 
 def _numbers(size):

@@ -65,11 +65,11 @@ install() {
   if command -v uv >/dev/null 2>&1; then
     interpreter="$(python || echo '>=3.11')"
     uv venv --quiet --clear --python "$interpreter" "$venv"
-    uv pip install --quiet --python "$venv/bin/python" --constraint "$pins" --editable "$root[$extras]"
+    uv pip install --quiet --python "$venv/bin/python" --constraint "$pins" --editable "${root}[$extras]"
   else
     interpreter="$(python)" || fail "Python 3.11 or newer must be on PATH; got none. Install it, or uv, which brings its own."
     "$interpreter" -m venv --clear "$venv" || fail "$interpreter must be able to make virtual environments. On Debian or Ubuntu: apt install python3-venv. Or install uv."
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$pins" --editable "$root[$extras]"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$pins" --editable "${root}[$extras]"
   fi
 }
 

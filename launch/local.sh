@@ -58,6 +58,9 @@ install() {
     *) fail "FM_ACCELERATOR must be cpu, cuda or tpu; got $kind." ;;
   esac
   [[ "$extras" =~ ^[a-z0-9]+(,[a-z0-9]+)*$ ]] || fail "FM_EXTRAS must be names with commas between them; got '$FM_EXTRAS'."
+  if [ -e "$venv" ] && [ ! -w "$venv" ]; then  # as in an image, where root installed
+    fail "FM_VENV must be writable to install for ${wanted%% *}; got $venv, where '${found%% *}' is installed. Ask for that by FM_ACCELERATOR and FM_EXTRAS, or set FM_VENV."
+  fi
   if [ -n "$(ls -A "$venv" 2>/dev/null)" ] && [ ! -e "$venv/pyvenv.cfg" ]; then
     fail "FM_VENV must be empty or a virtual environment; got $venv."
   fi

@@ -13,6 +13,7 @@ FLOORS = [
     [
         "errors",
         "durations",
+        "listing",
         "jsonfiles",
         "patterns",
         "redact",
@@ -51,7 +52,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # Within a floor or a folder, a file may use those that stand before it here.
 ORDER = {
-    "": ["errors", "durations", "jsonfiles", "patterns", "redact", "machine",
+    "": ["errors", "durations", "listing", "jsonfiles", "patterns", "redact", "machine",
          "caches", "sealed", "watch", "trees", "digests", "accelerators", "meshes",
          "sharding", "products", "logits", "objectives", "runs", "optimizers",
          "metrics", "events", "checkpoints", "configfile", "sections", "demands",

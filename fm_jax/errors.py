@@ -11,10 +11,7 @@ class UserError(ValueError):
     """
 
     def __str__(self) -> str:
-        said = super().__str__()
-        if said.isprintable():
-            return said
-        return "".join(c if c.isprintable() else _escaped(c) for c in said)
+        return printable(super().__str__())
 
     exit_status = 2
 
@@ -67,6 +64,13 @@ def exit_status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     return getattr(error, "exit_status", 1)
+
+
+def printable(text: str) -> str:
+    """Return text that no terminal obeys: what is no letter of it is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def _escaped(letter: str) -> str:

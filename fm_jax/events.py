@@ -66,7 +66,7 @@ def goodput(rows: Sequence[dict]) -> Goodput:
         return Goodput(0.0, 0.0, 0)
     trained, kept, last = 0.0, float("inf"), None
     for row in reversed(rows):
-        if "step" not in row or row["step"] > kept:
+        if not row.keys() >= {"step", "trained"} or row["step"] > kept:
             continue
         last = row["trained"] if last is None else last
         if row["event"] == "ready":  # here steps began, and all after it is counted

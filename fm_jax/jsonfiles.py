@@ -4,7 +4,7 @@ import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fm_jax.errors import UserError, reason
 
@@ -13,6 +13,7 @@ MOST_DIGITS = 20  # of a whole number, its sign too
 MOST_WHOLE = 1 << 63  # whole numbers below it go into any array
 MOST_DEPTH = 100  # of lists and objects in each other: what walks them recurs
 SHOWN = 40  # characters of a value that a message repeats
+TAIL_BYTES, BLOCK_BYTES = 1 << 22, 1 << 16  # of a file's end; of it at once
 NAMES = {
     str: "a string",
     int: "a whole number",
@@ -49,12 +50,46 @@ def text(file: Path) -> str:
     Raises OSError on a pipe and the like, which would be waited for, and on more than
     memory is taken for; ValueError on what is not UTF-8.
     """
+    size = _plain_size(file)
+    if size > MOST_BYTES:
+        raise OSError(f"{size:,} bytes, of at most {MOST_BYTES:,}")
+    return file.read_text(encoding="utf-8")
+
+
+def opened(file: Path) -> BinaryIO:
+    """Open a plain file to read; raises OSError on what would be waited for."""
+    _plain_size(file)
+    return open(file, "rb")
+
+
+def last_lines(file: Path) -> Iterator[bytes]:
+    """Yield the whole lines of a file's last TAIL_BYTES, the last one first.
+
+    What follows the last line break is left out: it is torn, or being written. Raises
+    OSError as `opened`.
+    """
+    with opened(file) as stream:
+        end = stream.seek(0, 2)
+        least = max(0, end - TAIL_BYTES)
+        part, is_whole = b"", False
+        while end > least:
+            begin = max(least, end - BLOCK_BYTES)
+            stream.seek(begin)
+            part, *lines = (stream.read(end - begin) + part).split(b"\n")
+            end = begin
+            if not is_whole and lines:
+                lines.pop()
+                is_whole = True
+            yield from reversed(lines)
+        if is_whole and least == 0:
+            yield part
+
+
+def _plain_size(file: Path) -> int:
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{file}, which is no plain file")
-    if status.st_size > MOST_BYTES:
-        raise OSError(f"{status.st_size:,} bytes, of at most {MOST_BYTES:,}")
-    return file.read_text(encoding="utf-8")
+    return status.st_size
 
 
 def parse(text: str | bytes, *, is_kept: bool = True, **how: Any) -> Any:

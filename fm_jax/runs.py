@@ -128,13 +128,15 @@ class Run:
             yield
 
     def begin(self) -> None:
-        """Make the folder, and take away what said that the run had stopped."""
+        """Make the folder, and take away what said how far an earlier start came."""
         if not self.writes:
             return
         with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in ("DONE", "FAILED"):
-                (self.path / name).unlink(missing_ok=True)
+            # Of each process; this time there may be fewer.
+            told = [*self.path.glob("alive/*"), *self.path.glob("exits/*")]
+            for file in (self.path / "DONE", self.path / "FAILED", *told):
+                file.unlink(missing_ok=True)
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder at once or not at all."""

@@ -98,11 +98,11 @@ class Watch:
             with contextlib.suppress(TimeoutError):
                 for number in self._ours.recv(16):
                     self._heard(number)
-            now = time.monotonic()
-            if self.alive and now - self._told > TELL:
+            now, alive = time.monotonic(), self.alive  # which the run takes away
+            if alive and now - self._told > TELL:
                 self._told = now
                 with contextlib.suppress(OSError):
-                    self.alive.write_text(f"{self._num_beats}\n")
+                    alive.write_text(f"{self._num_beats}\n")
             if now > self._last_call:
                 status = EXIT_STOPPED if self.is_saved else EXIT_HUNG
                 self._end(

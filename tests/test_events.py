@@ -40,6 +40,9 @@ def test_goodput_of_a_start_that_lost_everything():
     assert events.goodput(ROWS[:4]).trained == 30
     assert events.goodput([]).share == 0
     assert events.goodput(ROWS[:1]).share == 0
+    assert (
+        events.goodput([*ROWS[:4], _row(150.0, 1, "odd") | {"step": 5}]).trained == 30
+    )
 
 
 def test_events_know_their_attempt(tmp_path):

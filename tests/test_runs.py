@@ -303,3 +303,14 @@ def test_a_torn_line_is_cut_before_the_next_is_written(tmp_path):
     assert list(run.rows("table.jsonl")) == [{"step": 1}, {"step": 2}]
     run.mend("missing.jsonl")
     assert not (tmp_path / "missing.jsonl").exists()
+
+
+def test_a_new_start_takes_away_what_the_one_before_said_of_its_processes(tmp_path):
+    run = Run(tmp_path)
+    for name in ("alive/3", "exits/1", "FAILED"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("75\n")
+    Run(tmp_path, writes=False).begin()
+    assert (tmp_path / "alive" / "3").exists()
+    run.begin()
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]

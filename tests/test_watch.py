@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from fm_jax import watch as watches
+
 HEAD = """
 import sys, time
 from fm_jax.watch import Watch
@@ -147,3 +149,25 @@ print("ready", flush=True)
 asleep(30)
 """)
     assert _end(child, signal.SIGTERM)[0] == -signal.SIGTERM
+
+
+def test_a_sign_of_life_that_is_taken_away_meanwhile_leaves_the_watch(monkeypatch):
+    """Between the look at a run's file and the writing of it, the run may end."""
+    told = []
+
+    class Vanishing:
+        def __bool__(self):
+            watch.alive = None
+            return True
+
+        def write_text(self, text):
+            told.append(text)
+
+    monkeypatch.setattr(watches, "LOOK", 0.01)
+    with watches.Watch() as watch:
+        watch.alive = Vanishing()
+        until = time.monotonic() + 10
+        while not told and time.monotonic() < until:
+            time.sleep(0.01)
+        assert watch._thread.is_alive()
+    assert told == ["0\n"]

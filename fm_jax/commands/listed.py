@@ -9,12 +9,13 @@ from fm_jax.commands import (
     runs,
     serving,
     tuning,
+    watching,
     weights,
 )
 from fm_jax.commands.command import Command
 
 _ORDER = ("train", "generate", "serve", "import", "export", "families", "eval",
-          "classify", "report", "plan", "transfer", "sweep", "fit", "predict",
+          "classify", "report", "status", "plan", "transfer", "sweep", "fit", "predict",
           "suggest", "data build",
           "data show", "data verify", "data overlap", "data tokenizer", "data pack",
           "data toy", "checkpoint verify",
@@ -23,6 +24,7 @@ _ORDER = ("train", "generate", "serve", "import", "export", "families", "eval",
           "config")  # fmt: skip
 _ALL = (
     runs.COMMANDS
+    | watching.COMMANDS
     | laws.COMMANDS
     | data.COMMANDS
     | serving.COMMANDS

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from fm_jax import durations
-from fm_jax.sweeps import costs, plans, progress, workdir
+from fm_jax import durations, listing
+from fm_jax.sweeps import costs, plans, workdir
 from fm_jax.sweeps.plans import Planned
 from fm_jax.sweeps.sweep import Sweep
 
@@ -99,7 +99,7 @@ def dry_run(
         f"{sweep.design.kind}: {len(runs)} runs of {len(dials)} sizes, N is "
         f"{sweep.size.count} parameters, FLOPs are {sweep.design.flops}",
         "",
-        *progress.columns(table),
+        *listing.columns(table),
         "",
         f"compute  {sum(one.cost_flops for one in runs):.3g} FLOPs by every product; "
         f"{sum(one.flops for one in runs if one.role != 'trunk'):.3g} in the table",

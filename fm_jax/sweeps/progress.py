@@ -1,18 +1,15 @@
 """What a person sees of a sweep: a table that is redrawn, or a line at each change."""
 
 import dataclasses
-import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fm_jax import durations
+from fm_jax import durations, jsonfiles, listing
 
 FINISHED = ("done", "diverged", "failed", "blocked")
 COLOURS = {"done": "green", "running": "cyan", "diverged": "yellow", "failed": "red"}
 NUM_SHOWN = 12  # lines of the table that is redrawn, the running ones first
-TAIL_BYTES = 8192  # of metrics.jsonl, which hold its last line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,36 +114,19 @@ def _drawn(lines: Sequence[Line], left: float):
 
 def summary(lines: Sequence[Line]) -> str:
     """Return how many runs are in each state."""
-    counted = Counter(line.state for line in lines)
-    said = ", ".join(f"{count} {state}" for state, count in counted.items())
-    return f"{len(lines)} runs: {said}"
+    return listing.summary(line.state for line in lines)
 
 
 def table(lines: Sequence[Line]) -> list[str]:
     """Return the lines of a table of all runs, and a summary."""
     rows = [HEADER, *(line.cells() for line in lines)]
-    return [*columns(rows, left=(0, 1, 5)), summary(lines)]
-
-
-def columns(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
-    """Return rows of cells as lines, aligned right but for some columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return [*listing.columns(rows, left=(0, 1, 5)), summary(lines)]
 
 
 def last_step(run: Path) -> int:
     """Return the last step that a run's metrics tell of, 0 where there are none."""
     try:
-        with open(run / "metrics.jsonl", "rb") as stream:
-            stream.seek(0, 2)
-            stream.seek(max(0, stream.tell() - TAIL_BYTES))
-            whole = stream.read().rpartition(b"\n")[0]
-        return int(json.loads(whole.rpartition(b"\n")[2])["step"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        line = next(jsonfiles.last_lines(run / "metrics.jsonl"), b"")
+        return int(jsonfiles.parse(line)["step"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return 0  # not begun, or its last line is longer than we look

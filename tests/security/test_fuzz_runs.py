@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fm_jax import config as configs
-from fm_jax import configfile
+from fm_jax import configfile, status
 from fm_jax.finetune.answers import Answers
 from fm_jax.runs import Run
 from fm_jax.sweeps import progress, records, sweep, workdir
 from fm_jax.tables import cells, rows
+from tests import folders
 from tests.security import mutants
 from tests.tables import runfolders
 
@@ -133,6 +134,64 @@ def test_metrics_that_were_torn_or_lie_are_one_line(folder, raw):
 def test_a_last_step_that_is_none_is_one_line(folder, raw):
     (folder / "DONE").write_bytes(raw)
     mutants.refused(Run(folder).done_step)
+
+
+@pytest.fixture(scope="module")
+def going(tmp_path_factory):
+    """Return the folder of a run that goes on."""
+    return folders.run(tmp_path_factory.mktemp("runs") / "going")
+
+
+def _told(going):
+    """Read where a run is, and draw what came of it, refused or not."""
+    said = mutants.refused(status.read, going)
+    _, row, last = status.lines([status.seen(going)])
+    assert row.isprintable() and len(row) < 400
+    assert ("unreadable" in last) == bool(said)
+    return said
+
+
+TOLD = {
+    "config.json": json.dumps(RECORD).encode(),
+    "metrics.jsonl": _lines([*ROWS, *folders.rows(3)]),
+    "events.jsonl": _lines(folders.EVENTS),
+    "exits/0": b"75\n",
+    "FAILED": b"UserError: it is full\n",
+}
+
+
+def test_a_run_that_tells_what_is_right_is_taken(going):
+    tally = mutants.Tally()
+    for name, raw in TOLD.items():
+        (going / name).write_bytes(raw)
+        tally.add(_told(going))
+    assert (tally.refused, tally.taken) == (0, len(TOLD))
+
+
+@mutants.cases(700)
+@given(data=st.data(), name=st.sampled_from(sorted(TOLD)))
+def test_a_run_that_tells_nonsense_is_one_line(going, data, name):
+    raw = data.draw(mutants.of_bytes(TOLD[name]))
+    try:
+        (going / name).write_bytes(raw)
+        _told(going)
+    finally:
+        (going / name).write_bytes(TOLD[name])
+
+
+@mutants.cases(500)
+@given(
+    record=mutants.of_value(folders.RECORD),
+    metrics=mutants.of_value(folders.rows(3)),
+    events=mutants.of_value(folders.EVENTS),
+)
+def test_a_run_whose_numbers_lie_is_one_line(going, record, metrics, events):
+    for name in ("exits/0", "FAILED"):
+        (going / name).unlink(missing_ok=True)
+    (going / "config.json").write_text(json.dumps(record))
+    (going / "metrics.jsonl").write_bytes(_lines(_listed(metrics)))
+    (going / "events.jsonl").write_bytes(_lines(_listed(events)))
+    _told(going)
 
 
 TABLE = [runfolders.row("a", 20), runfolders.row("a", 40, parent_id="b")]

@@ -47,11 +47,6 @@ def test_a_terminal_shows_running_runs_first_and_few_of_many(capsys):
     assert "something [else]" in capsys.readouterr().err
 
 
-def test_a_table_aligns_names_left_and_numbers_right():
-    rows = [("name", "n"), ("a", "1"), ("longer", "100")]
-    assert progress.columns(rows) == ["name      n", "a         1", "longer  100"]
-
-
 def test_the_last_step_is_that_of_the_last_whole_line(tmp_path):
     assert progress.last_step(tmp_path) == 0
     rows = [{"step": step, "x": "y" * 50} for step in range(400)]

@@ -8,6 +8,7 @@ from fm_jax.commands.command import Command
 from fm_jax.commands.listed import COMMANDS
 from fm_jax.errors import (
     DivergedError,
+    LostError,
     OutOfMemoryError,
     StoppedError,
     UserError,
@@ -16,7 +17,13 @@ from fm_jax.errors import (
 )
 
 EXIT_FAILURE, EXIT_MISTAKE = 1, 2
-TOLD = (UserError, DivergedError, StoppedError, OutOfMemoryError)  # in one line
+TOLD = (  # in one line
+    UserError,
+    DivergedError,
+    StoppedError,
+    LostError,
+    OutOfMemoryError,
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -53,6 +53,18 @@ class StoppedError(RuntimeError):
         self.step = step
 
 
+class LostError(RuntimeError):
+    """Another process of the run is gone: exit status 85, which asks for a restart."""
+
+    exit_status = 85
+
+    def __init__(self, error: BaseException):
+        super().__init__(
+            f"the other processes must answer; got {reason(error)[:300]}. Their output "
+            "says why. The same command goes on from the last checkpoint."
+        )
+
+
 class OutOfMemoryError(RuntimeError):
     """A device or the host was full: exit status 1, with the table of what it held."""
 

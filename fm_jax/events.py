@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fm_jax.errors import UserError
+from fm_jax.errors import LostError, UserError
 from fm_jax.runs import Run
 
 FILE = "events.jsonl"
@@ -79,13 +79,16 @@ def goodput(rows: Sequence[dict]) -> Goodput:
 def refuse_fruitless(rows: Sequence[dict], run: Run) -> None:
     """Raise UserError when the last starts all died and left nothing new.
 
-    One that said why it ended, and one that saved, break the row.
+    One that said why it ended, unless it was left by the others, and one that saved,
+    break the row.
     """
     fruitless, first = 0, -1
     for row in rows:
         if row["event"] == "start":
             fruitless += 1
-        elif row["event"] in ("saved", "end"):
+        elif row["event"] == "saved" or (
+            row["event"] == "end" and row.get("status") != LostError.exit_status
+        ):
             fruitless = 0
         elif row["event"] == "ready" and row["step"] > first:
             fruitless, first = 1, row["step"]  # the start before did save

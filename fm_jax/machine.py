@@ -153,7 +153,14 @@ def started(command: list[str]) -> dict[str, object]:
         "command": redact.words(command, os.environ),
         "git": git_state(),
         "versions": versions(),
+        "xla": xla_flags(),
     }
+
+
+def xla_flags() -> dict[str, str]:
+    """Return the flags that XLA and the TPU's library read from the environment."""
+    names = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+    return {name: said for name in names if (said := os.environ.get(name, "").strip())}
 
 
 def code_digest() -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from fm_jax import events
-from fm_jax.errors import UserError
+from fm_jax.errors import LostError, UserError
 from fm_jax.runs import Run
 
 
@@ -86,6 +86,15 @@ def test_a_run_that_dies_at_each_start_is_refused(tmp_path):
 def test_what_was_saved_or_said_breaks_the_row(row, tmp_path):
     rows = [row for n in range(1, 4) for row in _dies(n)]
     rows += [row, *(r for n in range(4, 6) for r in _dies(n))]
+    events.refuse_fruitless(rows, Run(tmp_path))
+
+
+def test_an_end_because_others_were_lost_does_not(tmp_path):
+    left = _row(0, 1, "end") | {"status": LostError.exit_status}
+    rows = [row for n in range(1, 6) for row in _dies(n, left)]
+    with pytest.raises(UserError, match="5 in a row that died"):
+        events.refuse_fruitless(rows, Run(tmp_path))
+    rows[3] = _row(0, 2, "end") | {"status": UserError.exit_status}
     events.refuse_fruitless(rows, Run(tmp_path))
 
 

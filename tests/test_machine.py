@@ -74,6 +74,13 @@ def test_without_proc_the_time_of_the_processor_stands_in(monkeypatch):
     assert before <= machine.seconds_since_start() <= time.process_time()
 
 
+def test_flags_of_xla_are_those_that_are_set(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", " --a=1 --b=2 ")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "")
+    assert machine.xla_flags() == {"XLA_FLAGS": "--a=1 --b=2"}
+    assert machine.started(["fm"])["xla"] == {"XLA_FLAGS": "--a=1 --b=2"}
+
+
 def test_cores_are_those_that_this_process_may_use():
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("needs Linux")

@@ -8,6 +8,7 @@ from fm_jax.errors import UserError
 
 AUTO = "auto"  # as an address: jax asks the TPU's or the cloud's own services
 NAMES = ("FM_COORDINATOR", "FM_NUM_PROCESSES", "FM_PROCESS_ID")
+GPU_PLATFORMS = ("cuda", "gpu", "rocm")  # as jax names them
 MOST_DIGITS = 18
 # A name, an IPv4 address, or an IPv6 one: others end in the resolver's own errors.
 HOST = re.compile(
@@ -71,6 +72,19 @@ def find(
         index = _int(environ, "JOB_COMPLETION_INDEX")
     _check(address, num, index)
     return Cluster(address, num, index, local)
+
+
+def promised_gpus(environ: Mapping[str, str]) -> str:
+    """Return what says that there are GPUs here, as NAME=VALUE; "" where nothing does.
+
+    Nothing does where JAX_PLATFORMS chooses another kind.
+    """
+    if (environ.get("JAX_PLATFORMS") or "cuda").partition(",")[0] not in GPU_PLATFORMS:
+        return ""
+    if environ.get("FM_ACCELERATOR") == "cuda":
+        return "FM_ACCELERATOR=cuda"
+    num = _int(environ, "SLURM_GPUS_ON_NODE")
+    return f"SLURM_GPUS_ON_NODE={num}" if num else ""
 
 
 def _int(environ: Mapping[str, str], name: str) -> int | None:

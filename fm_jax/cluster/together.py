@@ -15,7 +15,7 @@ from typing import Any
 
 from fm_jax.cluster import meeting
 from fm_jax.cluster.launchers import AUTO, Cluster
-from fm_jax.errors import UserError
+from fm_jax.errors import LostError, UserError
 
 HEARTBEAT = 60  # seconds after which the others end where one has died
 
@@ -196,6 +196,17 @@ def shares_folder(path: Path, *, timeout_seconds: float = 60) -> None:
             "--workdir must be on a disk that all processes share; processes "
             f"{blind} do not see what process 0 writes in {path}."
         )
+
+
+def lost(error: BaseException) -> BaseException:
+    """Return LostError for what jax raises where another process has gone, else it.
+
+    What jax itself raises in one of several processes nearly always follows from that.
+    """
+    jax = sys.modules.get("jax")
+    if count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+        return LostError(error)
+    return error
 
 
 def leave(status: int, *, within_seconds: float = 5) -> None:

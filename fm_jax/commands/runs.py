@@ -13,13 +13,18 @@ from fm_jax.watch import Watch
 
 def train(flags, raw, argv) -> None:
     """Train, or go on training."""
+    workdir = Path(flags.workdir or _default_workdir(flags.config_file, raw))
+    train_in(workdir, raw, flags, argv)
+
+
+def train_in(workdir: Path, raw: dict, flags, argv: list[str]) -> None:
+    """Train the run of a config in its folder; flags: LAUNCH, argv: what was asked."""
     from fm_jax import config as configs
 
     config = configs.check(raw)
     for name in ("grace", "hang", "rewinds"):
         if not getattr(flags, name) >= 0:
             raise UserError(f"--{name} must be at least 0; got {getattr(flags, name)}.")
-    workdir = Path(flags.workdir or _default_workdir(flags.config_file, raw))
     machine.tune_allocator()
     with machine.importing():
         from fm_jax.cluster import launchers, together
@@ -34,7 +39,10 @@ def train(flags, raw, argv) -> None:
         with machine.importing():
             from fm_jax.train import run
 
-        run.train(config, workdir, ["fm", *argv], watch, flags.rewinds)
+        try:
+            run.train(config, workdir, ["fm", *argv], watch, flags.rewinds)
+        except Exception as error:
+            raise together.lost(error) from error
 
 
 def generate(flags, raw, argv) -> None:
@@ -115,6 +123,23 @@ def _default_workdir(config_file: str, raw: dict) -> str:
     )
 
 
+LAUNCH = {
+    "coordinator": ("", "of several processes: HOST:PORT of the first, or auto"),
+    "num_processes": (0, "how many there are; default: the launcher's number"),
+    "process_id": (-1, "which one this is, from 0; default: the launcher's"),
+    "join_timeout": (300, "seconds to wait for the others"),
+    "rewinds": (
+        0,
+        "times that a run which diverges goes back to its last checkpoint and leaves "
+        "out the batches since",
+    ),
+    "grace": (120.0, "seconds to save in after SIGTERM; 0: no limit"),
+    "hang": (
+        3600.0,
+        "seconds that a step, a held-out batch or a quarter of a compilation or save "
+        "may take; then exit 85; 0: no limit",
+    ),
+}
 _STEP = ("latest", "which checkpoint: a step, latest or best")
 COMMANDS = {
     "train": Command(
@@ -123,24 +148,7 @@ COMMANDS = {
         "fm train --config=configs/quickstart.py --config.model.num_layers=6",
         {
             "workdir": ("", "the run folder; default: runs/<config>-<fingerprint>"),
-            "coordinator": (
-                "",
-                "of several processes: HOST:PORT of the first, or auto",
-            ),
-            "num_processes": (0, "how many there are; default: the launcher's number"),
-            "process_id": (-1, "which one this is, from 0; default: the launcher's"),
-            "join_timeout": (300, "seconds to wait for the others"),
-            "rewinds": (
-                0,
-                "times that a run which diverges goes back to its last checkpoint and "
-                "leaves out the batches since",
-            ),
-            "grace": (120.0, "seconds to save in after SIGTERM; 0: no limit"),
-            "hang": (
-                3600.0,
-                "seconds that a step, a held-out batch or a quarter of a compilation "
-                "or save may take; then exit 85; 0: no limit",
-            ),
+            **LAUNCH,
         },
         takes_config=True,
     ),

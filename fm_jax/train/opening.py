@@ -114,6 +114,19 @@ def refuse_no_steps(num_steps: int, begins: Beginning | None) -> None:
         )
 
 
+def refuse_no_gpu(promised: str) -> None:
+    """Raise UserError when there are no GPUs where something promised them.
+
+    jax itself goes on with the CPU.
+    """
+    if promised and jax.default_backend() == "cpu":
+        raise UserError(
+            f"a GPU must be visible where {promised} says that there is one; jax sees "
+            "a CPU alone. See what nvidia-smi lists and that jax was installed with "
+            "FM_ACCELERATOR=cuda, or set JAX_PLATFORMS=cpu to train on the CPU."
+        )
+
+
 def require_room(path: Path, needed: int) -> None:
     """Raise UserError when the disk under `path` cannot hold twice `needed` bytes."""
     folder = path.absolute()
@@ -199,6 +212,7 @@ def plan(parts: Parts, data: Data, run: Run) -> list[str]:
         f"optimizer, over mesh {dict(parts.layout.mesh.shape)}",
         *_mixture(parts, data),
         *([f"kernel  attention: {parts.attention()}"] if parts.num_steps else []),
+        *(f"flags   {name}={said}" for name, said in machine.xla_flags().items()),
         f"run     {run.path}",
     ]
 

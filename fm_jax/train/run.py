@@ -1,13 +1,14 @@
 """One training run, from a checked config to a finished run folder."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from fm_jax import config as configs
 from fm_jax import events, machine, metrics
 from fm_jax.checkpoints import size_bytes
-from fm_jax.cluster import together
+from fm_jax.cluster import launchers, together
 from fm_jax.compiled import estimates
 from fm_jax.errors import (
     DivergedError,
@@ -55,6 +56,8 @@ def train(
         together.shares_folder(workdir)
     earlier = together.on_main(lambda: opening.earlier_record(run, config.raw))
     with clock.phase("devices"):
+        promised = launchers.promised_gpus(os.environ)
+        together.each(lambda: opening.refuse_no_gpu(promised))
         layout = compose.open_layout(config)
     with clock.phase("prepare_data"):
         data = together.each(lambda: opened.open_data(config, say))
@@ -131,6 +134,7 @@ def train(
                 error = OutOfMemoryError(
                     closing.memory_table(error, parts, trainer.step_fn)
                 )
+            error = together.lost(error)
             with contextlib.suppress(UserError):
                 happened.add("end", status=exit_status(error))
                 if isinstance(error, DivergedError):

@@ -46,6 +46,26 @@ def test_flags_come_before_the_environment_and_that_before_slurm():
     assert _find(SLURM, "b:2") == Cluster("b:2", 4, 3)
 
 
+@pytest.mark.parametrize(
+    ("environ", "promised"),
+    [
+        ({}, ""),
+        ({"SLURM_GPUS_ON_NODE": "2"}, "SLURM_GPUS_ON_NODE=2"),
+        ({"SLURM_GPUS_ON_NODE": "0"}, ""),
+        ({"FM_ACCELERATOR": "cuda"}, "FM_ACCELERATOR=cuda"),
+        ({"FM_ACCELERATOR": "tpu"}, ""),
+        ({"FM_ACCELERATOR": "cuda", "JAX_PLATFORMS": "cpu"}, ""),
+        ({"FM_ACCELERATOR": "cuda", "JAX_PLATFORMS": ""}, "FM_ACCELERATOR=cuda"),
+        (
+            {"FM_ACCELERATOR": "cuda", "JAX_PLATFORMS": "cuda,cpu"},
+            "FM_ACCELERATOR=cuda",
+        ),
+    ],
+)
+def test_gpus_are_promised_by_what_asked_for_them(environ, promised):
+    assert launchers.promised_gpus(environ) == promised
+
+
 def test_one_process_is_alone_whatever_started_it():
     assert _find(SLURM | {"FM_NUM_PROCESSES": "1"}) is None
     assert _find(OURS | {"FM_PROCESS_ID": "0"}, num_processes=1) is None

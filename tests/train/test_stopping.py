@@ -258,12 +258,12 @@ def test_a_process_whose_peer_freezes_says_where_it_waits_and_ends(start, tmp_pa
 def test_a_process_whose_peer_is_killed_does_not_wait_for_it(start, tmp_path):
     """Fault 25, processes: one process is killed.
 
-    Promise: the others end within a minute and not with 0.
+    Promise: the others end within a minute, with 85 or by a signal, to be run again.
     """
     run = Run(tmp_path / "run")
     pair = _pair(start, run)
     _until(pair[0], lambda: _reached(run, 20))
     pair[1].kill()
     pair[0].communicate(timeout=100)
-    assert pair[0].returncode not in (0, 2, None)
+    assert pair[0].returncode == 85 or pair[0].returncode < 0
     assert not run.is_done()

@@ -216,24 +216,34 @@ def _json(path: Path) -> Any:
 
 
 def _of_run(record: dict, name: str) -> dict:
-    """Return the config of a run's JSON, with keys that a config can have.
+    """Return the config of JSON; of a run's, which may be a stranger's, with care."""
+    if record.keys() >= RECORD:
+        return of_stranger(record["config"], name)
+    return _named(record["config"], name)
 
-    A run may be a stranger's, and programs that are kept are run, so where they are
-    kept is not for it to say; that none are kept is.
+
+def of_stranger(config: dict, name: str) -> dict:
+    """Return a config that the file `name` holds as JSON, with keys that there can be.
+
+    Programs that are kept are run, so where they are kept is not for it to say; that
+    none are kept is. Raises UserError on keys that are no names.
     """
-    for section, keys in record["config"].items():
+    config = _named(config, name)
+    train = config.get("train")
+    if isinstance(train, dict) and train["compile_cache"]:
+        train["compile_cache"] = own_cache()
+    return config
+
+
+def _named(config: dict, name: str) -> dict:
+    for section, keys in config.items():
         for key in [section, *(keys if isinstance(keys, dict) else ())]:
             if not key.isidentifier():
                 raise UserError(
                     f"a key of {name} must be a name; got {key[:40]!r}. See "
                     "configs/base.py."
                 )
-    config = _filled(record["config"])
-    train = config.get("train")
-    is_run = record.keys() >= RECORD and isinstance(train, dict)
-    if is_run and train["compile_cache"]:
-        train["compile_cache"] = own_cache()
-    return config
+    return _filled(config)
 
 
 def own_cache() -> str:

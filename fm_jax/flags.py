@@ -39,7 +39,9 @@ def parse(command, argv: list[str]) -> tuple[Parsed, dict]:
     config_file, config = "", None
     if command.takes_config:
         config_file, argv = _take_config(argv, command.config)
-        config = configfile.load(config_file)
+        config = config_dict.ConfigDict()
+        if config_file:
+            config = configfile.load(config_file)
         _check_keys(argv, config)
         _escape(config)
         argv = [_escaped(argument) for argument in argv]
@@ -82,10 +84,11 @@ def _define(values, name: str, default: Any, text: str) -> None:
     )
 
 
-def _take_config(argv: list[str], shipped: str = "") -> tuple[str, list[str]]:
+def _take_config(argv: list[str], shipped: str | None) -> tuple[str, list[str]]:
     """Return the value of --config and the arguments without it.
 
-    shipped: the file in configs that is taken where it is not given; "": none is.
+    shipped: the file in configs that is taken where it is not given; "": it must be
+    given, None: it need not.
     """
     found = str(configfile.BASE.parent / shipped) if shipped else None
     rest, index = [], 0
@@ -98,11 +101,11 @@ def _take_config(argv: list[str], shipped: str = "") -> tuple[str, list[str]]:
         else:
             rest.append(argument)
         index += 1
-    if not found:
+    if not found and shipped is not None:
         raise UserError(
             "--config must be given. Example: --config=configs/quickstart.py"
         )
-    return found, rest
+    return found or "", rest
 
 
 def _check_keys(argv: list[str], config: config_dict.ConfigDict) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from fm_jax import cli, flags
 from fm_jax import config as configs
-from fm_jax.sweeps import sweep
+from fm_jax.sweeps import sweep, variants
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -38,8 +38,12 @@ def test_a_command_of_the_readme_is_taken(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     name, rest = cli.named(words)
     command = cli.COMMANDS[name]
-    _, raw = flags.parse(command, rest)
-    if name == "sweep":
+    given, raw = flags.parse(command, rest)
+    if name == "sweep" and not raw:
+        assert given.workdir  # whose file says what to run
+    elif name == "sweep" and given.grid:
+        variants.plan(variants.of_grid(raw, given.grid))
+    elif name == "sweep" and not given.overrides:
         sweep.check(raw)
     elif command.takes_config:
         if name == "transfer":  # which makes a base where none is given

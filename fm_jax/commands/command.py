@@ -11,7 +11,8 @@ class Command:
     `call(flags, raw, argv)` returns the exit status, None for 0.
     `flags` maps a name to (default, help); the default's type is the flag's type, a
     tuple is a flag that may be repeated, None a flag that must be given. `config` is
-    the shipped config file that it takes where --config is not given; "": it must be.
+    the shipped config file that it takes where --config is not given; "": it must be,
+    None: it need not be.
     """
 
     call: Callable
@@ -19,5 +20,5 @@ class Command:
     example: str
     flags: dict[str, tuple]
     takes_config: bool = False
-    config: str = ""
+    config: str | None = ""
     positional: str = ""

@@ -1,6 +1,11 @@
 """Commands about many runs and the laws fitted to them."""
 
+import os
+import sys
+
+from fm_jax.commands import runs
 from fm_jax.commands.command import Command
+from fm_jax.errors import DivergedError, UserError
 
 
 def sweep(flags, raw, argv) -> int:
@@ -8,6 +13,42 @@ def sweep(flags, raw, argv) -> int:
     from fm_jax.sweeps import command
 
     return command.sweep(raw, flags)
+
+
+def sweep_run(flags, raw, argv) -> int:
+    """Train one run of a sweep's file, which an array's task says."""
+    from fm_jax.sweeps import lines, task, workdir
+
+    folder = lines.find(_file(flags, "run"))
+    one = task.find(folder, task.index_of(flags.index, os.environ))
+    if said := task.diverged(folder, one):
+        print(f"fm: {one.name} is left alone: {said}", file=sys.stderr)
+        return DivergedError.exit_status
+    raw = workdir.config_of(folder, one)
+    runs.train_in(workdir.run_path(folder, one.name), raw, flags, argv)
+    return 0
+
+
+def sweep_status(flags, raw, argv) -> None:
+    """Print where every run of a sweep is, and the commands that repeat what failed."""
+    from fm_jax.sweeps import lines, standing
+    from fm_jax.tables import rows
+
+    file = _file(flags, "status")
+    folder = lines.find(file)
+    print("\n".join(standing.table(folder, file)))
+    if flags.table:
+        rows.write(folder, rows.collect(folder).rows)
+        print(f"\n{folder / 'table.csv'} and table.parquet are written")
+
+
+def _file(flags, name: str) -> str:
+    if len(flags.positional) != 1:
+        raise UserError(
+            f"fm sweep {name} must be given one sweep.jsonl; got "
+            f"{len(flags.positional)}. Example: {COMMANDS[f'sweep {name}'].example}"
+        )
+    return flags.positional[0]
 
 
 def fit(flags, raw, argv) -> None:
@@ -37,14 +78,47 @@ COMMANDS = {
         "plan the runs that a scaling law is fitted to, and run what is not done",
         "fm sweep --config=configs/sweeps/tiny_isoflop.py --workdir=sweeps/tiny",
         {
-            "workdir": ("", "the sweep's folder; default: sweeps/<config>"),
+            "workdir": (
+                "",
+                "the sweep's folder; default: sweeps/<config>; without --config one "
+                "with a sweep.jsonl to go on with",
+            ),
+            "overrides": (
+                "",
+                "a file of JSON lines: runs of one config, each with other values",
+            ),
+            "grid": (
+                (),
+                "section.key=VALUE,VALUE: runs of every combination; may be repeated",
+            ),
+            "out": ("", "only write every run, a line each, to this sweep.jsonl"),
             "dry_run": (False, "only print every run and the cost of all"),
-            "status": (False, "only print which runs are done, running, failed"),
             "parallel": (1, "runs at once, each with its share of cores, or a GPU"),
             "mfu": (0.4, "of the machine's peak, for the times of --dry_run"),
             "fit": ("", "a fit whose law and noise --dry_run plans with"),
         },
         takes_config=True,
+        config=None,
+    ),
+    "sweep run": Command(
+        sweep_run,
+        "train one run of a sweep's file, as a task of a cluster's array",
+        "fm sweep run sweeps/lr/sweep.jsonl --index=3",
+        {
+            "index": (
+                -1,
+                "which line, from 0; default: FM_SWEEP_INDEX, or the array's own",
+            ),
+            **runs.LAUNCH,
+        },
+        positional="FILE",
+    ),
+    "sweep status": Command(
+        sweep_status,
+        "print where every run of a sweep is, and how to repeat what failed",
+        "fm sweep status sweeps/lr/sweep.jsonl",
+        {"table": (False, "also write table.csv and table.parquet of all runs so far")},
+        positional="FILE",
     ),
     "fit": Command(
         fit,

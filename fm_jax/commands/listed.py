@@ -15,8 +15,8 @@ from fm_jax.commands import (
 from fm_jax.commands.command import Command
 
 _ORDER = ("train", "generate", "serve", "import", "export", "families", "eval",
-          "classify", "report", "status", "plan", "transfer", "sweep", "fit", "predict",
-          "suggest", "data build",
+          "classify", "report", "status", "plan", "transfer", "sweep", "sweep run",
+          "sweep status", "fit", "predict", "suggest", "data build",
           "data show", "data verify", "data overlap", "data tokenizer", "data pack",
           "data toy", "checkpoint verify",
           "replay", "verify_resume", "bench step", "bench generate",

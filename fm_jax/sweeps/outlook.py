@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fm_jax import durations, listing
-from fm_jax.sweeps import costs, plans, workdir
+from fm_jax.sweeps import arrays, costs, plans, workdir
 from fm_jax.sweeps.plans import Planned
 from fm_jax.sweeps.sweep import Sweep
 
@@ -112,6 +112,34 @@ def dry_run(
         "stay",
         *expected(sweep, runs, fit),
         *(f"note     {remark}" for remark in plans.remarks(sweep, runs)),
+    ]
+
+
+def variants(runs: Sequence[Planned]) -> list[str]:
+    """Return a line for each run of one config with other values, and their cost."""
+    rows = [
+        (one.name, *(f"{key}={value}" for key, value in one.overrides.items()))
+        for one in runs
+    ]
+    widest = max(map(len, rows))
+    padded = [row + ("",) * (widest - len(row)) for row in rows]
+    known = [one for one in runs if one.tokens]
+    return [
+        *listing.columns(padded, left=range(widest)),
+        "",
+        f"{len(runs)} runs; {sum(one.cost_flops for one in known):.3g} FLOPs by every "
+        "product" + ("" if known == list(runs) else f" in {len(known)} of them"),
+    ]
+
+
+def submission(runs: Sequence[Planned], file: str) -> list[str]:
+    """Return how a sweep's file is run, by SLURM or here, and how one looks at it."""
+    commands = arrays.commands(runs, [one.name for one in runs], file)
+    return [
+        f"{file}: {len(runs)} runs",
+        *(f"slurm   {command}" for command in commands),
+        f"here    fm sweep --workdir={Path(file).parent}",
+        f"status  fm sweep status {file}",
     ]
 
 

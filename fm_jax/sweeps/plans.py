@@ -13,6 +13,7 @@ from typing import Any
 from fm_jax import configfile
 from fm_jax.errors import UserError
 from fm_jax.models import counts
+from fm_jax.runs import Run
 from fm_jax.sweeps import costs, designs, ladder
 from fm_jax.sweeps import sweep as sweeps
 from fm_jax.sweeps.sweep import Sweep
@@ -27,32 +28,37 @@ class Planned:
     `tokens` and `flops` are of the whole schedule, its parent's part included; `flops`
     are counted by design.flops, `flops_exact` per product. `role` is run, trunk or
     branch; where there is a `parent`, a run's name, it goes on from `branch_step`,
-    which is that run's last. `disk_bytes` are of the checkpoints that stay.
+    which is that run's last. `disk_bytes` are of the checkpoints that stay. What only
+    the data can tell is 0, and the params then {}.
     """
 
     index: int
     name: str
     hash: str
-    role: str
     config: dict
     overrides: dict[str, Any]
-    parent: str
-    branch_step: int
-    budget_flops: float | None
-    replicate: int
-    dial: int
-    params: dict[str, int]
-    steps: int
-    tokens: int
-    flops: float
-    flops_exact: float
-    memory_bytes: int
-    disk_bytes: int
+    role: str = "run"
+    parent: str = ""
+    branch_step: int = 0
+    budget_flops: float | None = None
+    replicate: int = 0
+    dial: int = 0
+    params: dict[str, int] = dataclasses.field(default_factory=dict)
+    steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    flops_exact: float = 0.0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
 
     @property
     def cost_flops(self) -> float:
         """Exact FLOPs that this run itself does."""
-        return self.flops_exact * (1 - self.branch_step / self.steps)
+        return self.flops_exact * (1 - self.branch_step / max(1, self.steps))
+
+    def is_done(self, run: Run) -> bool:
+        """Return whether its folder holds it whole."""
+        return run.is_done() and self.steps in (0, run.done_step())
 
 
 def plan(sweep: Sweep, *, earlier: Sequence[dict] = ()) -> list[Planned]:

@@ -29,7 +29,7 @@ class Line:
         return (
             self.name,
             self.state,
-            f"{self.step:,}/{self.steps:,}",
+            f"{self.step:,}/{self.steps:,}" if self.steps else f"{self.step:,}",
             "" if self.loss is None else f"{self.loss:.4f}",
             "" if self.seconds is None else durations.clock(self.seconds),
             self.why,
@@ -60,10 +60,11 @@ class View:
         """Take it as said where every run is."""
         self._said = {line.name: line.state for line in lines}
 
-    def update(self, lines: Sequence[Line], left: float) -> None:
-        """Show where every run is, and the seconds left for all."""
+    def update(self, lines: Sequence[Line], left: float | None) -> None:
+        """Show where every run is, and the seconds left for all, where known."""
+        more = "" if left is None else f"; left about {durations.clock(left)}"
         if self._live is not None:
-            self._live.update(_drawn(lines, left))
+            self._live.update(_drawn(lines, more))
         ended = sum(line.state in FINISHED for line in lines)
         for line in lines:
             before = self._said.get(line.name, "waiting")
@@ -77,8 +78,8 @@ class View:
             took = f" after {durations.clock(line.seconds)}" if is_over else ""
             why = f": {line.why}" if line.why else ""
             self.say(
-                f"[{ended}/{len(lines)}] {line.name} {line.state}{took}{loss}{why}; "
-                f"left about {durations.clock(left)}"
+                f"[{ended}/{len(lines)}] {line.name} {line.state}{took}{loss}{why}"
+                f"{more}"
             )
 
     def say(self, line: str) -> None:
@@ -96,13 +97,13 @@ class View:
             self._live.stop()
 
 
-def _drawn(lines: Sequence[Line], left: float):
+def _drawn(lines: Sequence[Line], more: str):
     from rich.table import Table
     from rich.text import Text
 
     order = ("running", "failed", "waiting", "diverged", "blocked", "done")
     shown = sorted(lines, key=lambda line: order.index(line.state))[:NUM_SHOWN]
-    caption = f"{summary(lines)}; left about {durations.clock(left)}"
+    caption = f"{summary(lines)}{more}"
     table = Table(caption=caption, box=None)
     for name in HEADER:
         table.add_column(name, no_wrap=True)

@@ -48,7 +48,7 @@ def known(path: Path, one: Planned, record: Record) -> Record:
 
 def state(path: Path, one: Planned, record: Record) -> str:
     """Return the state of a run that no process trains."""
-    if Run(path).done_step() == one.steps:
+    if one.is_done(Run(path)):
         return "done"
     why = reason(path)
     diverged = record.get("state") == "diverged" and path.exists()
@@ -88,7 +88,7 @@ def line(folder: Path, one: Planned, record: Record) -> progress.Line:
     return progress.Line(
         name=one.name,
         state=now,
-        step=one.steps if now == "done" else progress.last_step(path),
+        step=(now == "done" and one.steps) or progress.last_step(path),
         steps=one.steps,
         loss=record.get("loss"),
         seconds=record.get("seconds"),

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from fm_jax.errors import DivergedError, UserError
 from fm_jax.runs import Run
-from fm_jax.sweeps import children, costs, outlook, progress, records, workdir
+from fm_jax.sweeps import children, costs, lines, outlook, progress, records, workdir
 from fm_jax.sweeps import sweep as sweeps
 from fm_jax.sweeps.plans import Planned
 from fm_jax.sweeps.progress import Line
 from fm_jax.sweeps.sweep import Sweep
+from fm_jax.sweeps.variants import Variants
 from fm_jax.tables import rows
 
 TRAIN = (sys.executable, "-m", "fm_jax.cli", "train")
@@ -29,7 +30,7 @@ MAX_WHY = 300  # characters of what stopped a run
 
 
 def run(
-    sweep: Sweep,
+    asked: Sweep | Variants | None,
     folder: Path,
     *,
     parallel: int = 1,
@@ -40,6 +41,8 @@ def run(
 ) -> int:
     """Run what is not done of a sweep in `folder`, `parallel` runs at once.
 
+    asked: None for what the folder's own file says.
+
     Returns the exit status: 0 when every run is done or its divergence recorded, 1 when
     one failed or could not begin for want of its parent. folder: an absolute path, by
     which a process is known again; train: the command that gets --config and --workdir.
@@ -48,50 +51,43 @@ def run(
     KeyboardInterrupt when it was asked to stop, by Ctrl-C, SIGTERM or a terminal that
     closed. Its runs are stopped first.
     """
-    workdir.planned(sweep, folder)  # before anything is written
+    if asked is None:
+        lines.read(folder)
+    else:
+        workdir.planned(asked, folder)  # before anything is written
     slots = children.slots(parallel)
-    with Run(folder).held(), _stop_asked() as asked:
-        runs = workdir.write(sweep, folder)
-        going = _Runner(sweep, folder, runs, slots, train, mfu)
+    with Run(folder).held(), _stop_asked() as stop:
+        if asked is None:
+            runs = lines.read(folder)
+            workdir.make(folder)
+        else:
+            runs = workdir.write(asked, folder)
+        told = sweeps.of_base if isinstance(asked, Sweep) else str
+        going = _Runner(folder, runs, slots, train, mfu, told)
         view = progress.View(say, is_terminal=is_terminal)
         try:
-            going.go(view, asked)
+            going.go(view, stop)
         finally:
             going.stop()  # first: what shows may fail with its terminal
             view.close()
-    lines = going.lines()
-    if asked.is_set():
-        say(f"{progress.summary(lines)}. Stopped; the same command goes on.")
+    found = going.lines()
+    if stop.is_set():
+        say(f"{progress.summary(found)}. Stopped; the same command goes on.")
         raise KeyboardInterrupt
-    for text in progress.table(lines):
+    for text in progress.table(found):
         say(text)
-    return int(any(line.state in ("failed", "blocked") for line in lines))
-
-
-def status(sweep: Sweep, folder: Path) -> list[str]:
-    """Return the lines of `fm sweep --status`: where every run of a folder is.
-
-    Raises UserError when the folder is not this sweep's.
-    """
-    workdir.read(folder)
-    runs = workdir.planned(sweep, folder)
-    recorded, now = records.read(folder), {}
-    for one in runs:
-        path, record = workdir.run_path(folder, one.name), recorded.get(one.name, {})
-        is_going = children.is_ours(record.get("pid", 0), path)
-        now[one.name] = record if is_going else records.known(path, one, record)
-    records.block(runs, now)
-    return progress.table([records.line(folder, o, now[o.name]) for o in runs])
+    return int(any(line.state in ("failed", "blocked") for line in found))
 
 
 class _Runner:
     """The runs of a sweep, their records, and the processes that go."""
 
-    def __init__(self, sweep, folder, runs, slots, train, mfu):
+    def __init__(self, folder, runs, slots, train, mfu, told):
         self.folder, self.slots, self.train = folder, list(slots), tuple(train)
+        self.told = told  # turns what is said of a run into what is said of its sweep
         self.runs: dict[str, Planned] = {one.name: one for one in runs}
         self.parallel = len(slots)
-        self.dtype = sweep.base["model"]["dtype"]
+        self.dtype = runs[0].config["model"]["dtype"]
         self.measured: list[costs.Measured] = []
         self.rates = costs.rates((), dtype=self.dtype, mfu=mfu, parallel=self.parallel)
         self._measure(runs)
@@ -180,7 +176,7 @@ class _Runner:
             records.write(self.folder, self.records)
         if refused and not self._in("done", "diverged"):
             raise UserError(
-                f"{sweeps.of_base(self.records[refused]['why'])} (said {refused}; "
+                f"{self.told(self.records[refused]['why'])} (said {refused}; "
                 f"{len(self._in('waiting'))} of {len(self.runs)} runs were not started)"
             )
         return ended
@@ -198,11 +194,7 @@ class _Runner:
         return changed
 
     def _launch(self, one: Planned, slot: children.Slot) -> None:
-        config = {section: dict(keys) for section, keys in one.config.items()}
-        path = self._path(one)
-        if one.parent:
-            parent = workdir.run_path(self.folder, one.parent)
-            config["init"]["from"] = f"{parent}@{one.branch_step}"
+        config, path = workdir.config_of(self.folder, one), self._path(one)
         file = f"{one.name}.json"
         Run(self.folder / "configs").write(file, json.dumps({"config": config}) + "\n")
         with contextlib.suppress(OSError):  # of an earlier try: it shall say why itself
@@ -224,11 +216,13 @@ class _Runner:
         if self.measured:
             self.rates = costs.rates(self.measured, dtype=self.dtype, mfu=1.0)
 
-    def _left(self) -> float:
-        """Return the estimated seconds until all have ended."""
+    def _left(self) -> float | None:
+        """Return the estimated seconds until all have ended, None where none can be."""
         left = 0.0
         for name in self._in("waiting", "running"):
             one = self.runs[name]
+            if not one.steps:
+                return None
             whole = outlook.seconds(one, self.rates)
             if name in self.children:
                 own = one.steps - one.branch_step

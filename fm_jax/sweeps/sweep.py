@@ -218,15 +218,21 @@ def vocabulary(config: configs.Config) -> int:
 
     Raises UserError where only the tokenizer's file can tell.
     """
-    data, size = config.data, config.model.vocab_size
+    if not (size := known_vocabulary(config)):
+        raise UserError(
+            "config.base.model.vocab_size must be given for data.tokenizer="
+            f"{config.data.tokenizer!r}; got 0. Counts are planned before the file is "
+            "read."
+        )
+    return size
+
+
+def known_vocabulary(config: configs.Config) -> int:
+    """Return the model's vocabulary, 0 where only the tokenizer's file can tell."""
     known = {
         "symbols": config.synthetic.num_symbols + 1,
         "bytes": BYTE_IDS,
-        "bpe": data.vocab_size,
+        "bpe": config.data.vocab_size,
     }
-    if not size and data.tokenizer not in known:
-        raise UserError(
-            "config.base.model.vocab_size must be given for data.tokenizer="
-            f"{data.tokenizer!r}; got 0. Counts are planned before the file is read."
-        )
-    return size or -(-known[data.tokenizer] // 64) * 64
+    size = known.get(config.data.tokenizer, 0)
+    return config.model.vocab_size or -(-size // 64) * 64

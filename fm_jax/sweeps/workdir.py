@@ -1,24 +1,23 @@
 """A sweep's folder: its plan, written once and gone on with, and what its runs took."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from fm_jax import configfile, jsonfiles, machine
 from fm_jax.errors import UserError
 from fm_jax.runs import Run
-from fm_jax.sweeps import costs, plans
+from fm_jax.sweeps import costs, lines, plans, variants
+from fm_jax.sweeps.lines import LINE
 from fm_jax.sweeps.plans import Planned
 from fm_jax.sweeps.sweep import Sweep
+from fm_jax.sweeps.variants import Variants
+from fm_jax.tables.rows import SWEEP_FILE
 
 FORMAT = 1
-PLAN, RUNS = "sweep.json", "sweep.jsonl"
+PLAN = "sweep.json"
 FOLDERS = ("configs", "logs", "runs")
-OWN_NAMES = (".lock", *FOLDERS, RUNS)  # what a cut-off start leaves
-# Of a line of sweep.jsonl, what names folders and what a run is known again by.
-LINE = {"name": str, "hash": str}
-NAME = re.compile(r"\d{1,9}-[A-Za-z0-9][A-Za-z0-9.+-]{0,99}")
+OWN_NAMES = (".lock", *FOLDERS, SWEEP_FILE)  # what a cut-off start leaves
 NUM_SHOWN = 6  # differences in the message about another sweep's folder
 
 
@@ -27,14 +26,28 @@ def run_path(folder: Path, name: str) -> Path:
     return folder / "runs" / name
 
 
-def write(sweep: Sweep, folder: Path) -> list[Planned]:
+def config_of(folder: Path, one: Planned) -> dict:
+    """Return the config of a planned run, which begins where its parent lies here."""
+    config = {section: dict(keys) for section, keys in one.config.items()}
+    if one.parent:
+        config["init"]["from"] = f"{run_path(folder, one.parent)}@{one.branch_step}"
+    return config
+
+
+def write(asked: Sweep | Variants, folder: Path) -> list[Planned]:
     """Write sweep.json and sweep.jsonl into `folder`, make FOLDERS; return the runs.
 
     A folder with a plan is gone on with when every run of it is in this plan too.
     Raises UserError when it is not, or the folder holds something else.
     """
-    runs = planned(sweep, folder)
-    record = {"format": FORMAT, "sweep": sweep.raw, "versions": machine.versions()}
+    runs = planned(asked, folder)
+    make(folder)
+    write_plan(asked, folder, runs)
+    return runs
+
+
+def make(folder: Path) -> None:
+    """Make a sweep's folder and FOLDERS in it; raises UserError where it cannot."""
     for name in FOLDERS:
         try:
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -43,31 +56,42 @@ def write(sweep: Sweep, folder: Path) -> list[Planned]:
                 f"{folder / name} must be a folder or free to be one; got "
                 f"{error.strerror}. Move it, or choose another --workdir."
             ) from error
-    ordered = sorted(runs, key=lambda one: one.index)
-    lines = [json.dumps(vars(one)) + "\n" for one in ordered]
+
+
+def write_plan(asked: Sweep | Variants, folder: Path, runs: Sequence[Planned]) -> None:
+    """Write sweep.json and sweep.jsonl."""
+    record = {"format": FORMAT, "sweep": asked.raw, "versions": machine.versions()}
     # The names before the plan that lets them stand.
-    Run(folder).write(RUNS, "".join(lines))
+    lines.write(folder, runs)
     Run(folder).write(PLAN, json.dumps(record, indent=1) + "\n")
-    return runs
 
 
-def planned(sweep: Sweep, folder: Path) -> list[Planned]:
+def planned(
+    asked: Sweep | Variants, folder: Path, *, must_be_free: bool = True
+) -> list[Planned]:
     """Return the plan of a sweep with the names that it has, or would get, in `folder`.
 
-    Raises UserError as `write` does; writes nothing.
+    Raises UserError as `write` does; writes nothing. must_be_free: a new folder may
+    hold nothing else.
     """
-    if not (folder / PLAN).exists():
-        _check_free(folder)
-        return plans.plan(sweep)
-    old, records = read(folder)
-    runs = plans.plan(sweep, earlier=records)
+    plan = variants.plan if isinstance(asked, Variants) else plans.plan
+    old = {"sweep": asked.raw}  # of a file that came alone nothing else is known
+    if (folder / PLAN).exists():
+        old, records = read(folder)
+    elif must_be_free or not (folder / SWEEP_FILE).exists():
+        if must_be_free:
+            _check_free(folder)
+        return plan(asked)
+    else:
+        records = _records(folder)
+    runs = plan(asked, earlier=records)
     here = {one.hash for one in runs}
     lost = [record["name"] for record in records if record["hash"] not in here]
     if lost:
         raise UserError(
             f"--workdir must be this sweep's; got {folder}, of whose {len(records)} "
             f"runs {len(lost)} are not planned here, as {lost[0]} "
-            f"({_changed(old['sweep'], sweep.raw)}). Choose another --workdir."
+            f"({_changed(old['sweep'], asked.raw)}). Choose another --workdir."
         )
     return runs
 
@@ -84,14 +108,14 @@ def read(folder: Path) -> tuple[dict, list[dict]]:
         )
     plan = configfile.read_json(folder / PLAN)
     jsonfiles.check(plan, {"sweep": dict}, f"{folder / PLAN}")
-    records = list(Run(folder).rows(RUNS, form=LINE))
+    return plan, _records(folder)
+
+
+def _records(folder: Path) -> list[dict]:
+    records = list(Run(folder).rows(SWEEP_FILE, form=LINE))
     for record in records:
-        if not NAME.fullmatch(record["name"]):
-            raise UserError(
-                f"{folder / RUNS} must name runs as 000-n1.2e6-d3e7-s0, their folders; "
-                f"got {record['name'][:40]!r}. Choose another --workdir."
-            )
-    return plan, records
+        lines.check_name(folder, record)
+    return records
 
 
 def finished(folder: Path, runs: Sequence[Planned]) -> list[costs.Measured]:
@@ -99,7 +123,7 @@ def finished(folder: Path, runs: Sequence[Planned]) -> list[costs.Measured]:
     found = []
     for one in runs:
         run = Run(run_path(folder, one.name))
-        if run.done_step() == one.steps:
+        if one.tokens and one.is_done(run):
             per_token = one.flops_exact / one.tokens
             found.append(costs.measured(run.path, one.params["total"], per_token))
     return [one for one in found if one is not None]
@@ -130,4 +154,6 @@ def _changed(old: dict, new: dict) -> str:
     ]
     if len(shown) > NUM_SHOWN:
         shown[NUM_SHOWN:] = [f"and {len(shown) - NUM_SHOWN} more"]
-    return "; ".join(shown) or "the same config, planned by another version"
+    if shown or old.keys() == {"base"}:
+        return "; ".join(shown) or "the same config with other values"
+    return "the same config, planned by another version"

@@ -15,7 +15,18 @@ import pytest
 
 from fm_jax import configfile
 from fm_jax.errors import UserError
-from fm_jax.sweeps import children, costs, plans, records, runner, sweep, workdir
+from fm_jax.sweeps import (
+    children,
+    costs,
+    lines,
+    plans,
+    progress,
+    records,
+    runner,
+    standing,
+    sweep,
+    workdir,
+)
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SWEEPS = ROOT / "configs" / "sweeps"
@@ -121,6 +132,11 @@ def _starts(fake):
     }
 
 
+def _table(folder):
+    _, found = standing.read(folder)
+    return progress.table(found)
+
+
 def _names(asked):
     return [one.name for one in plans.plan(asked)]
 
@@ -201,7 +217,7 @@ def test_a_run_that_came_to_its_end_apart_shows_nothing_of_its_failure(fake):
     path = workdir.run_path(fake.folder, one.name)
     (path / "FAILED").unlink()
     (path / "DONE").write_text(f"{one.steps}\n")
-    (line,) = (s for s in runner.status(asked, fake.folder) if s.startswith(one.name))
+    (line,) = (s for s in _table(fake.folder) if s.startswith(one.name))
     assert line.split() == [one.name, "done", f"{one.steps:,}/{one.steps:,}"]
 
 
@@ -210,7 +226,7 @@ def test_the_loss_of_a_run_is_read_once(fake):
     fake(asked)
     for name in _names(asked):
         (workdir.run_path(fake.folder, name) / "metrics.jsonl").unlink()
-    assert sum("1.2500" in line for line in runner.status(asked, fake.folder)) == 4
+    assert sum("1.2500" in line for line in _table(fake.folder)) == 4
     assert {r["loss"] for r in records.read(fake.folder).values()} == {1.25}
 
 
@@ -262,7 +278,7 @@ def test_a_lost_part_of_a_trunk_blocks_what_is_after_it_alone(fake, how):
     first, second, third, *branches = _names(asked)
     status, said = fake(asked, {second: how})
     assert status == 1
-    table = runner.status(asked, fake.folder)
+    table = _table(fake.folder)
     assert table[1:] == said[-len(table) + 1 :]
     states = {line.split()[0]: line.split()[1] for line in table[1:-1]}
     assert states == {
@@ -342,11 +358,11 @@ def test_more_runs_are_added_to_a_folder(fake):
 
 def test_the_status_tells_what_is_done_and_what_waits(fake):
     asked = _sweep()
-    with pytest.raises(UserError, match=r"must be a sweep's folder"):
-        runner.status(asked, fake.folder)
+    with pytest.raises(UserError, match=r"must be a sweep.jsonl or the folder"):
+        lines.find(str(fake.folder))
     bad = _names(asked)[2]
     fake(asked, {bad: "failed"})
-    table = runner.status(asked, fake.folder)
+    table = _table(fake.folder)
     assert table[-1] == "4 runs: 3 done, 1 failed"
     assert sum("1.2500" in line for line in table) == 3
     (line,) = (line for line in table if line.startswith(bad))
@@ -418,7 +434,7 @@ def test_a_sweep_that_is_stopped_stops_its_runs_and_goes_on_later(fake, number):
     assert process.returncode == 130
     assert "4 runs: 1 done, 3 waiting. Stopped; the same command goes on." in said
     assert not _lives(child)
-    assert "1 done" in runner.status(asked, fake.folder)[-1]
+    assert "1 done" in _table(fake.folder)[-1]
     assert fake(asked)[0] == 0
     assert [row["name"] for row in _starts(fake)[0]] == [*names[:2], *names[1:]]
 
@@ -434,7 +450,7 @@ def test_what_a_killed_sweep_left_running_is_ended_first(fake):
     )
     _wait(lambda: fake.starts.exists() and len(_starts(fake)[0]) == 1)
     child = _starts(fake)[0][0]["pid"]
-    assert "1 running" in runner.status(asked, fake.folder)[-1]
+    assert "1 running" in _table(fake.folder)[-1]
     process.kill()
     process.communicate()
     assert _lives(child)

@@ -34,10 +34,6 @@ def test_a_plan_is_read_back_as_it_was_made(tmp_path):
     assert {"budget_flops", "parent", "replicate"} <= read[0].keys()  # what tables ask
 
 
-def test_the_table_finds_the_plan_where_it_is_written():
-    assert workdir.RUNS == rows.SWEEP_FILE
-
-
 def test_the_same_sweep_leaves_the_folder_as_it_is(tmp_path):
     runs = workdir.write(_sweep(), tmp_path)
     before = _files(tmp_path)
@@ -54,7 +50,7 @@ def test_a_longer_sweep_goes_on_and_keeps_names(tmp_path):
     names = {one.hash: one.name for one in runs}
     assert len(runs) > len(short)
     assert all(names[one.hash] == one.name for one in short)
-    lines = (tmp_path / workdir.RUNS).read_text().splitlines()
+    lines = (tmp_path / rows.SWEEP_FILE).read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(len(runs)))
 
 
@@ -73,7 +69,7 @@ def test_another_sweep_is_refused_with_what_differs(tmp_path):
 
 def test_where_only_the_rules_changed_that_is_said(tmp_path):
     workdir.write(_sweep(), tmp_path)
-    file = tmp_path / workdir.RUNS
+    file = tmp_path / rows.SWEEP_FILE
     first, *rest = file.read_text().splitlines()
     record = json.loads(first) | {"hash": "0"}
     file.write_text("\n".join([json.dumps(record), *rest]) + "\n")

@@ -1,0 +1,107 @@
+"""The file of a sweep, a run a line: line i, from 0, is run i.
+
+It is all that a cluster's array, the local runner and a table need; a sweep's plan or
+one config with other values makes it. The runs lie beside it, in runs/.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fm_jax import configfile
+from fm_jax.errors import UserError
+from fm_jax.runs import Run
+from fm_jax.sweeps import sweep as sweeps
+from fm_jax.sweeps.plans import Planned
+from fm_jax.tables.rows import SWEEP_FILE
+
+# Of a line, what names folders and what a run is known again by.
+LINE = {"name": str, "hash": str}
+FORM = LINE | {
+    "index": int,
+    "config": {"*": dict},
+    "overrides": {"*": object},
+    "role?": str,
+    "parent?": str,
+    "branch_step?": int,
+    "budget_flops?": (None, float),
+    "replicate?": int,
+    "dial?": int,
+    "params?": {"*": int},
+    "steps?": int,
+    "tokens?": int,
+    "flops?": float,
+    "flops_exact?": float,
+    "memory_bytes?": int,
+    "disk_bytes?": int,
+}
+NAME = re.compile(r"\d{1,9}-[A-Za-z0-9][A-Za-z0-9.+-]{0,99}")
+AGAIN = "fm sweep --config=... --out=... makes such a file."
+
+
+def write(folder: Path, runs: Sequence[Planned]) -> None:
+    """Write the file of `folder`, at once or not at all."""
+    ordered = sorted(runs, key=lambda one: one.index)
+    text = "".join(json.dumps(vars(one)) + "\n" for one in ordered)
+    Run(folder).write(SWEEP_FILE, text)
+
+
+def find(given: str) -> Path:
+    """Return the folder of a sweep that is named by it or by its file.
+
+    Raises UserError where there is no such file.
+    """
+    path = Path(given).expanduser().resolve()
+    folder = path.parent if path.name == SWEEP_FILE else path
+    if not (folder / SWEEP_FILE).is_file():
+        raise UserError(
+            f"a sweep must be a {SWEEP_FILE} or the folder with it; got {given}. "
+            f"{AGAIN}"
+        )
+    return folder
+
+
+def read(folder: Path) -> list[Planned]:
+    """Return the runs of a folder's file; raises UserError on a line that is wrong."""
+    runs: list[Planned] = []
+    for number, row in enumerate(_rows(folder), 1):
+        where = f"line {number} of {folder / SWEEP_FILE}"
+        if row["index"] != number - 1:
+            raise UserError(
+                f"index of {where} must be {number - 1}, its place; got "
+                f"{row['index']}. {AGAIN}"
+            )
+        known = {one.name for one in runs}
+        if row["name"] in known or row.get("parent", "") not in ("", *known):
+            raise UserError(
+                f"{where} must have a name of its own and go on from a line before "
+                f"it; got {row['name']!r} and {row.get('parent', '')!r}. {AGAIN}"
+            )
+        try:
+            row["config"] = configfile.of_stranger(row["config"], where)
+            sweeps.configs.check(row["config"])
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        fields = {key.removesuffix("?") for key in FORM}
+        runs.append(Planned(**{k: v for k, v in row.items() if k in fields}))
+    if not runs:
+        raise UserError(
+            f"{folder / SWEEP_FILE} must have a run a line; got none. {AGAIN}"
+        )
+    return runs
+
+
+def _rows(folder: Path) -> Iterator[dict]:
+    for row in Run(folder).rows(SWEEP_FILE, form=FORM):
+        check_name(folder, row)
+        yield row
+
+
+def check_name(folder: Path, row: dict) -> None:
+    """Raise UserError where a line's name is not that of a folder in runs/."""
+    if not NAME.fullmatch(row["name"]):
+        raise UserError(
+            f"{folder / SWEEP_FILE} must name runs as 000-n1.2e6-d3e7-s0, their "
+            f"folders; got {row['name'][:40]!r}. Choose another --workdir."
+        )

@@ -283,14 +283,18 @@ def test_a_script_submitted_elsewhere_says_from_where(slurm, tmp_path):
 NUM_RUNS, BAD = 20, 7
 
 
+def _fm(slurm):
+    return pathlib.Path(slurm.environ["FM_VENV"]) / "bin" / "fm"
+
+
 @pytest.fixture(scope="module")
 def swept(slurm, tmp_path_factory):
     """A sweep of which one run fails, after its array."""
     folder = tmp_path_factory.mktemp("swept")
-    lines = [{"train.steps": 20, "train.seed": seed} for seed in range(NUM_RUNS)]
+    lines = [{"train.steps": 6, "train.seed": seed} for seed in range(NUM_RUNS)]
     (folder / "lines.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
     said = slurm.run(
-        FM(slurm), "sweep", f"--config={slurm.config}", "--overrides=lines.jsonl",
+        _fm(slurm), "sweep", f"--config={slurm.config}", "--overrides=lines.jsonl",
         "--out=sweep.jsonl", cwd=folder,
     )  # fmt: skip
     names = [
@@ -300,6 +304,9 @@ def swept(slurm, tmp_path_factory):
     # A folder that something else lies in.
     (folder / "runs" / names[BAD]).mkdir(parents=True)
     (folder / "runs" / names[BAD] / "theirs.txt").touch()
+    # One alone first: all at once would compile the same programs.
+    slurm.run(_fm(slurm), "sweep", "run", "sweep.jsonl", "--index=0", cwd=folder)
+    assert Run(folder / "runs" / names[0]).is_done()
     (command,) = re.findall(r"^slurm +(sbatch .*)$", said, re.MULTILINE)
     job = _shell(slurm, folder, command)
     wait(
@@ -310,10 +317,6 @@ def swept(slurm, tmp_path_factory):
     return folder, names
 
 
-def FM(slurm):
-    return pathlib.Path(slurm.environ["FM_VENV"]) / "bin" / "fm"
-
-
 def _shell(slurm, folder, command):
     """Submit as a user does who copies a line, the checkout elsewhere."""
     command = command.replace("launch/slurm", str(SLURM))
@@ -321,7 +324,7 @@ def _shell(slurm, folder, command):
 
 
 def _status(slurm, folder):
-    return slurm.run(FM(slurm), "sweep", "status", "sweep.jsonl", cwd=folder)
+    return slurm.run(_fm(slurm), "sweep", "status", "sweep.jsonl", cwd=folder)
 
 
 def test_an_array_does_every_run_but_the_one_that_fails(slurm, swept):

@@ -82,3 +82,28 @@ def fm(environment):
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def start(environment, tiny):
+    """Return `start(folder, *flags)`, a started fm train; all are gone at the end."""
+    children = []
+
+    def do(folder, *flags, **extra):
+        command = [sys.executable, "-m", "fm_jax.cli", "train", *tiny, *flags]
+        children.append(
+            subprocess.Popen(
+                [*command, f"--workdir={folder}"],
+                env=environment | extra,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return children[-1]
+
+    yield do
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()

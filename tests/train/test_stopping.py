@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,31 +16,6 @@ from fm_jax.runs import Run
 SLOW = "--config.eval.max_batches=0"  # every held-out text at each evaluation
 # What differs between two runs of the same bits.
 OF_TIME = ("run/", "perf/", "time/", "startup/", "memory/", "compile/", "predicted/")
-
-
-@pytest.fixture
-def start(environment, tiny):
-    """Return `start(run, *flags)`, a started fm train; all are gone at the end."""
-    children = []
-
-    def do(run, *flags, **extra):
-        command = [sys.executable, "-m", "fm_jax.cli", "train", *tiny, *flags]
-        children.append(
-            subprocess.Popen(
-                [*command, f"--workdir={run.path}"],
-                env=environment | extra,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        return children[-1]
-
-    yield do
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-        child.communicate()
 
 
 def _until(child: subprocess.Popen, seen, seconds: float = 120) -> None:
@@ -99,7 +73,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_with_the_same_bits(
     """
     flags, whole = long
     run = Run(tmp_path / "run")
-    child = start(run, *flags)
+    child = start(run.path, *flags)
     _until(child, lambda: _reached(run, 120))
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=60)
@@ -109,7 +83,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_with_the_same_bits(
     assert not (run.path / "FAILED").exists()
     assert events.read(run)[0]["event"] == "start"
     assert events.read(run)[-1]["status"] == 75
-    child = start(run, *flags)
+    child = start(run.path, *flags)
     _, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
     assert "Going on from step" in err and "goodput" in err
@@ -125,7 +99,7 @@ def test_a_run_that_is_asked_to_stop_within_a_save_ends_it(start, long, tmp_path
     Promise: that save is finished, a newer one is made, and both are whole.
     """
     run = Run(tmp_path / "run")
-    child = start(run, *long[0])
+    child = start(run.path, *long[0])
     _until(child, lambda: _happened(run, "save"))
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=60)
@@ -154,7 +128,7 @@ def test_a_run_stops_within_an_evaluation_and_makes_up_for_it(
     flags = [f"--config.data.paths=('{folder}',)", "--config.data.eval_fraction=0.5",
              "--config.train.steps=12", "--config.sample.num_tokens=0"]  # fmt: skip
     run = Run(tmp_path / "run")
-    child = start(run, *flags, SLOW)
+    child = start(run.path, *flags, SLOW)
     _until(child, lambda: _reached(run, 10))
     time.sleep(0.5)
     child.send_signal(signal.SIGTERM)
@@ -177,7 +151,7 @@ def test_a_run_stops_before_its_first_step(start, fm, tiny, tmp_path):
     """
     run = Run(tmp_path / "run")
     cold = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    child = start(run, **cold)
+    child = start(run.path, **cold)
     _until(child, lambda: _happened(run, "start"))
     time.sleep(0.2)
     child.send_signal(signal.SIGTERM)
@@ -203,7 +177,7 @@ def _pair(start, run, *flags, **extra) -> list[subprocess.Popen]:
               "--config.eval.every=0"]  # fmt: skip
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     return [
-        start(run, *common, *flags, f"--process_id={index}", **devices, **extra)
+        start(run.path, *common, *flags, f"--process_id={index}", **devices, **extra)
         for index in range(2)
     ]
 

@@ -18,31 +18,6 @@ LONG = ("--config.train.steps=100000", "--config.checkpoint.every=1000",
         "--config.eval.every=20", "--config.log.every=2")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def start(environment, tiny):
-    """Return `start(folder, *flags)`, a started fm train; all are gone at the end."""
-    children = []
-
-    def do(folder, *flags):
-        command = [sys.executable, "-m", "fm_jax.cli", "train", *tiny, *flags]
-        children.append(
-            subprocess.Popen(
-                [*command, f"--workdir={folder}"],
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        return children[-1]
-
-    yield do
-    for child in children:
-        if child.poll() is None:
-            child.kill()
-        child.communicate()
-
-
 def _until(child, seen, seconds=120):
     """Wait until `seen()`; the child must live as long."""
     deadline = time.monotonic() + seconds

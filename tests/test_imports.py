@@ -37,7 +37,7 @@ FLOORS = [
     ["tokenizers", "generation"],
     ["models", "data", "optimizers", "metrics", "events", "checkpoints", "compiled"],
     ["evaluation", "sections", "demands", "combinations", "config", "configfile"],
-    ["report", "tables", "prepare", "finetune"],
+    ["report", "tables", "prepare", "finetune", "trackers"],
     ["hf"],
     ["scaling"],
     ["sweeps"],
@@ -87,6 +87,8 @@ ORDER = {
              "example_store", "example_rows", "mixtures", "batches",
              "prefetch"],
     "evaluation": ["likelihood"],
+    "trackers": ["rows", "board", "child", "feed", "named", "on_mlflow", "on_wandb",
+                 "process"],
     "tables": ["schema", "rows", "cells", "results", "table"],
     "hf": ["rules", "fields", "leaves", "mapping", "rope", "windows", "family", "gated",
            "plain", "llama", "gpt", "neox", "gemma", "experts", "families", "header",
@@ -186,7 +188,8 @@ WITHOUT_JAX = ["fm_jax.cli", "fm_jax.flags", "fm_jax.config", "fm_jax.configfile
                "fm_jax.scaling.command",
                "fm_jax.scaling.fit", "fm_jax.scaling.page", "fm_jax.scaling.suggest",
                "fm_jax.scaling.predict", "fm_jax.sweeps.command",
-               "fm_jax.sweeps.runner", "fm_jax.sweeps.recipe"]  # fmt: skip
+               "fm_jax.sweeps.runner", "fm_jax.sweeps.recipe",
+               "fm_jax.trackers.named", "fm_jax.trackers.process"]  # fmt: skip
 
 
 def test_planning_and_help_import_neither_jax_nor_tensorflow():

@@ -19,6 +19,9 @@ def train(flags, raw, argv) -> None:
     for name in ("grace", "hang", "rewinds"):
         if not getattr(flags, name) >= 0:
             raise UserError(f"--{name} must be at least 0; got {getattr(flags, name)}.")
+    from fm_jax.trackers import named
+
+    track = named.check(flags.track)
     workdir = Path(flags.workdir or _default_workdir(flags.config_file, raw))
     machine.tune_allocator()
     with machine.importing():
@@ -34,7 +37,7 @@ def train(flags, raw, argv) -> None:
         with machine.importing():
             from fm_jax.train import run
 
-        run.train(config, workdir, ["fm", *argv], watch, flags.rewinds)
+        run.train(config, workdir, ["fm", *argv], watch, flags.rewinds, track)
 
 
 def generate(flags, raw, argv) -> None:
@@ -134,6 +137,10 @@ COMMANDS = {
                 0,
                 "times that a run which diverges goes back to its last checkpoint and "
                 "leaves out the batches since",
+            ),
+            "track": (
+                (),
+                "send the metrics there as well: wandb or mlflow; may be repeated",
             ),
             "grace": (120.0, "seconds to save in after SIGTERM; 0: no limit"),
             "hang": (

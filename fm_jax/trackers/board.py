@@ -30,10 +30,9 @@ class Board:
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        before = [
-            int(file.name.split(".")[3]) for file in folder.glob("*.tfevents.*.*")
-        ]
-        number = max([int(time.time()), *(n + 1 for n in before)])
+        before = [file.name.split(".")[3] for file in folder.glob("*.tfevents.*.*")]
+        after = (int(number) + 1 for number in before if number.isdecimal())
+        number = max([int(time.time()), *after])
         name = f"events.out.tfevents.{number:010d}.{socket.gethostname()}.{os.getpid()}"
         self._file = open(folder / name, "xb")  # noqa: SIM115, held until close
         self._write(_event(time.time(), version="brain.Event:2"))
@@ -93,7 +92,7 @@ def _event(
 def _float32(value: float) -> bytes:
     try:
         return struct.pack("<f", value)
-    except OverflowError:  # as rounding would have it
+    except (OverflowError, struct.error):  # as rounding would have it
         return struct.pack("<f", float("inf") if value > 0 else float("-inf"))
 
 

@@ -6,7 +6,6 @@ Nothing here may outlive the process that trains by more than LINGER seconds.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import signal
@@ -18,8 +17,9 @@ from typing import Any
 
 from fm_jax import redact
 from fm_jax.errors import reason
+from fm_jax.trackers import on_mlflow, on_wandb
 
-PLACES = {"mlflow": "fm_jax.trackers.on_mlflow", "wandb": "fm_jax.trackers.on_wandb"}
+PLACES = {"mlflow": on_mlflow.open_run, "wandb": on_wandb.open_run}
 LINGER = 30.0  # seconds after the process that trains is gone
 PIECE = 1 << 16
 
@@ -52,7 +52,7 @@ def main() -> None:
 def _serve(told: int, answers: int) -> None:
     batches = _batches(told)
     first, *rest = next(batches)
-    place = importlib.import_module(PLACES[first["tracker"]]).open_run(first)
+    place = PLACES[first["tracker"]](first)
     _take(place, rest, 1, answers)
     for batch in batches:
         if _take(place, batch, 0, answers):

@@ -5,17 +5,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
+from fm_jax import config as configs
 from fm_jax.runs import Run
+from fm_jax.train.run import train
 from tests.trackers import conftest
 from tests.trackers.test_board import points as board_points
+from tests.train import test_odd
+from tests.train.test_odd import settings
 
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
            "MY_SERVICE_TOKEN": "a-token-of-mine-1234"}  # fmt: skip
+__all__ = ["settings"]
 # Of a run's config, a value that holds what is secret in the environment.
 PROMPT = (
     f"--config.sample.prompt=see https://me:hunter22@a.b/ {SECRETS['MY_SERVICE_TOKEN']}"
@@ -101,6 +107,22 @@ def test_after_a_kill_the_event_files_have_what_the_run_kept_and_no_more(
     wanted = conftest.points(run)
     assert len({step for _, step in wanted}) == 600
     assert board_points(run.path / "tensorboard") == _float32(wanted)
+
+
+def test_what_a_run_leaves_out_when_it_goes_back_is_in_no_event_file(
+    settings, tmp_path, monkeypatch
+):
+    """It goes back from step 33 to 20 within one process."""
+    settings["train"] |= {"max_skips": 0, "steps": 40}
+    settings["checkpoint"] |= {"every": 20, "keep": 3}
+    test_odd._broken(monkeypatch, {33}, np.nan)
+    found = train(configs.check(settings), tmp_path / "run", ["fm"], None, 1)
+    wanted = conftest.points(found)
+    steps = {step for name, step in wanted if name == "train/loss"}
+    assert steps == {*range(1, 21), *range(34, 41)}
+    assert board_points(found.path / "tensorboard") == _float32(wanted)
+    assert len(list((found.path / "tensorboard").iterdir())) == 1
+    assert "trackers" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.slow

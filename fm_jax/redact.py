@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 LEFT_OUT = "[left out]"
 FEWEST = 8  # characters of a variable's value that may be a secret
@@ -45,6 +46,17 @@ def words(command: Iterable[str], environ: Mapping[str, str]) -> list[str]:
         if VARIABLE.search(name.upper()) and len(value) >= FEWEST
     ]
     return [_word(word, sorted(held, key=len, reverse=True)) for word in command]
+
+
+def values(found: Any, environ: Mapping[str, str]) -> Any:
+    """Return text, or dicts and lists that hold some, without secrets."""
+    if isinstance(found, str):
+        return words([found], environ)[0]
+    if isinstance(found, Mapping):
+        return {name: values(value, environ) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [values(value, environ) for value in found]
+    return found
 
 
 def _word(word: str, held: list[str]) -> str:

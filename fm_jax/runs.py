@@ -7,11 +7,12 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fm_jax import jsonfiles
 from fm_jax.errors import UserError, reason
 
+METRICS = "metrics.jsonl"
 RECORD = {"config", "changed_from_base", "resolved", "data", "history"}
 BEGINNING = {"path": str, "run_id": str, "step": int, "tokens": float,
              "with_optimizer": bool}  # fmt: skip
@@ -41,6 +42,16 @@ ROW = {"step": int}  # of a line of metrics
 OWN_NAMES = (".lock", "tokenizer.json", "FAILED")  # what may stand before config.json
 
 
+class Hearer(Protocol):
+    """Who hears what becomes of metrics.jsonl, and keeps nobody waiting."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Hear of a row that was appended."""
+
+    def rewind(self, step: int, kept: list[dict[str, Any]]) -> None:
+        """Hear that the run goes on from `step`, with these rows alone."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A folder with config.json, metrics.jsonl, log.txt, checkpoints/ and DONE.
@@ -48,10 +59,12 @@ class Run:
     FAILED holds the reason where a run stopped otherwise. Every writer here leaves
     either the old file or the new one, and a line of metrics whole or absent. Of
     several processes that train a run one `writes`; for the others nothing happens.
+    hearer: hears of each row of metrics.
     """
 
     path: Path
     writes: bool = True
+    hearer: Hearer | None = dataclasses.field(default=None, compare=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -186,9 +199,11 @@ class Run:
         """Append a line to log.txt."""
         self._append("log.txt", line)
 
-    def append(self, row: dict[str, Any], name: str = "metrics.jsonl") -> None:
+    def append(self, row: dict[str, Any], name: str = METRICS) -> None:
         """Append one object as a line."""
         self._append(name, json.dumps(row))
+        if self.hearer is not None and name == METRICS:
+            self.hearer.row(row)
 
     def _append(self, name: str, line: str) -> None:
         if not self.writes:
@@ -197,9 +212,7 @@ class Run:
         with _told(file), open(file, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 
-    def rows(
-        self, name: str = "metrics.jsonl", *, form: Any = ROW
-    ) -> Iterator[dict[str, Any]]:
+    def rows(self, name: str = METRICS, *, form: Any = ROW) -> Iterator[dict[str, Any]]:
         """Yield the objects of a .jsonl file; a torn last line is left out.
 
         Raises UserError on another line that is no object of that form.
@@ -233,7 +246,8 @@ class Run:
 
         Samples and the closing row come after the last save, so they go too.
         """
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in (METRICS, "samples.jsonl"):
+            kept = []
             if (self.path / name).exists():
                 kept = [
                     row
@@ -245,6 +259,8 @@ class Run:
                     )
                 ]
                 self.write(name, "".join(json.dumps(row) + "\n" for row in kept))
+            if self.hearer is not None and name == METRICS:
+                self.hearer.rewind(step, kept)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Return the steps and values of one metric."""

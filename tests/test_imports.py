@@ -47,7 +47,7 @@ FLOORS = [
         "compiled",
     ],
     ["evaluation", "sections", "demands", "combinations", "config", "configfile"],
-    ["report", "status", "tables", "prepare", "finetune"],
+    ["report", "status", "tables", "prepare", "finetune", "trackers"],
     ["hf"],
     ["scaling"],
     ["sweeps"],
@@ -97,6 +97,8 @@ ORDER = {
              "example_store", "example_rows", "mixtures", "batches",
              "prefetch"],
     "evaluation": ["likelihood"],
+    "trackers": ["rows", "board", "child", "feed", "named", "on_mlflow", "on_wandb",
+                 "process"],
     "tables": ["schema", "rows", "cells", "results", "table"],
     "hf": ["rules", "fields", "leaves", "mapping", "rope", "windows", "family", "gated",
            "plain", "llama", "gpt", "neox", "gemma", "experts", "families", "header",
@@ -197,7 +199,8 @@ WITHOUT_JAX = ["fm_jax.cli", "fm_jax.flags", "fm_jax.config", "fm_jax.configfile
                "fm_jax.scaling.command",
                "fm_jax.scaling.fit", "fm_jax.scaling.page", "fm_jax.scaling.suggest",
                "fm_jax.scaling.predict", "fm_jax.sweeps.command",
-               "fm_jax.sweeps.runner", "fm_jax.sweeps.recipe"]  # fmt: skip
+               "fm_jax.sweeps.runner", "fm_jax.sweeps.recipe",
+               "fm_jax.trackers.named", "fm_jax.trackers.process"]  # fmt: skip
 
 
 def test_planning_and_help_import_neither_jax_nor_tensorflow():

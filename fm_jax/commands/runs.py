@@ -25,6 +25,9 @@ def train_in(workdir: Path, raw: dict, flags, argv: list[str]) -> None:
     for name in ("grace", "hang", "rewinds"):
         if not getattr(flags, name) >= 0:
             raise UserError(f"--{name} must be at least 0; got {getattr(flags, name)}.")
+    from fm_jax.trackers import named
+
+    track = named.check(flags.track)
     machine.tune_allocator()
     with machine.importing():
         from fm_jax.cluster import launchers, together
@@ -40,7 +43,7 @@ def train_in(workdir: Path, raw: dict, flags, argv: list[str]) -> None:
             from fm_jax.train import run
 
         try:
-            run.train(config, workdir, ["fm", *argv], watch, flags.rewinds)
+            run.train(config, workdir, ["fm", *argv], watch, flags.rewinds, track)
         except Exception as error:
             raise together.lost(error) from error
 
@@ -132,6 +135,10 @@ LAUNCH = {
         0,
         "times that a run which diverges goes back to its last checkpoint and leaves "
         "out the batches since",
+    ),
+    "track": (
+        (),
+        "send the metrics there as well: wandb or mlflow; may be repeated",
     ),
     "grace": (120.0, "seconds to save in after SIGTERM; 0: no limit"),
     "hang": (

@@ -1,8 +1,9 @@
 """One training run, from a checked config to a finished run folder."""
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fm_jax import config as configs
@@ -21,6 +22,8 @@ from fm_jax.hf import adopt
 from fm_jax.prepare import opened
 from fm_jax.runs import Run
 from fm_jax.tokenizers import template
+from fm_jax.trackers import named
+from fm_jax.trackers.feed import Feed
 from fm_jax.train import aims, beginning, closing, compose, feeds, opening, rows
 from fm_jax.train.trainer import Trainer, say
 from fm_jax.watch import Watch
@@ -32,6 +35,7 @@ def train(
     command: list[str],
     watch: Watch | None = None,
     num_rewinds: int = 0,
+    track: Sequence[str] = (),
 ) -> Run:
     """Train, or go on training, the run in `workdir`; return it when it is done.
 
@@ -43,7 +47,8 @@ def train(
 
     num_rewinds: how often a run that diverges goes back to its last checkpoint, leaving
     out the batches since. watch: hears of signals; None: nothing does. Raises
-    StoppedError when the run was asked to stop, and what it did is saved.
+    StoppedError when the run was asked to stop, and what it did is saved. track: the
+    trackers that get its metrics as well, as `named.check` returns them.
     """
     watch = watch or Watch()
     run = Run(workdir, writes=together.is_main())
@@ -105,6 +110,9 @@ def train(
     lines = opening.plan(parts, data, run)
 
     with contextlib.ExitStack() as stack:
+        # First, and so closed last: nothing else of the run waits for it.
+        feed = stack.enter_context(Feed())
+        heard = dataclasses.replace(run, hearer=feed if run.writes else None)
         together.on_main(lambda: stack.enter_context(run.held()))
         run.mend(events.FILE)
         together.on_main(lambda: events.refuse_fruitless(events.read(run), run))
@@ -114,7 +122,7 @@ def train(
         stack.enter_context(_leaving_status(run, watch))
         table = rows.Table(run, parts, data, record)
         trainer = Trainer(
-            run, parts, data, clock, startup, compiles, table, happened, watch,
+            heard, parts, data, clock, startup, compiles, table, happened, watch,
             num_rewinds,
         )  # fmt: skip
         try:
@@ -126,6 +134,8 @@ def train(
                 together.on_main(lambda: adopt.carry(begins.path, run.path))
             if data.chat_template:
                 together.on_main(lambda: run.write(template.FILE, data.chat_template))
+            if run.writes:
+                feed.start(named.openers(run.path, record, track), trainer.say)
             with parts.layout.active():
                 trainer.train(begins, lines, goes_on=earlier is not None)
             happened.add("end", status=0)

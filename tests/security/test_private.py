@@ -238,6 +238,7 @@ SOCKETS = {
     "fm_jax/serve/command.py",  # fm serve
     "fm_jax/data/site.py",  # the name of the machine alone
     "fm_jax/runs.py",  # the same
+    "fm_jax/trackers/board.py",  # the same
     "fm_jax/watch.py",  # a pair of this process alone: signals to a thread
     "launch/local.py",  # a port that is free
 }

@@ -1,0 +1,1 @@
+"""Where a run's metrics go as well as to metrics.jsonl; none can stop or slow a run."""

@@ -44,15 +44,15 @@ AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=2
+SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=20
+KillWait=10
 MinJobAge=900
 CompleteWait=0
 ReturnToService=2
-SlurmdTimeout=8
+SlurmdTimeout=5
 SlurmctldTimeout=30
 GresTypes=gpu
 {nodes}
@@ -60,7 +60,7 @@ PartitionName=main Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE Grac
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """
 NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 "
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 "
     "RealMemory=4000 Gres=gpu:2"
 )
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 
@@ -171,32 +172,19 @@ def test_preempted_it_ends_with_the_same_bits(slurm, whole, tmp_path):
     assert _numbers(tmp_path) == _numbers(whole)
 
 
-def test_out_of_time_it_goes_on_and_cancelled_it_does_not(slurm, tmp_path):
-    """Fault 8, stopping: SLURM's time limit comes, and later the user cancels.
-
-    Promise: out of time the run saves, is queued again and goes on from there; what is
-    cancelled saves and stays cancelled.
-    """
+@pytest.fixture(scope="module")
+def timed(slurm, tmp_path_factory):
+    """A job whose time limit, of a minute, comes while another is tested."""
+    folder = tmp_path_factory.mktemp("timed")
     # SLURM warns up to half a minute early, and knows no limit below a minute.
     options = ("--nodes=1", "--time=1", "--signal=TERM@20")
-    job = _train(slurm, tmp_path, "--config.train.steps=1000000", options=options)
-    wait(lambda: "restart 0" in _said(tmp_path), 90, lambda: _said(tmp_path))
-    assert "launch/slurm: status 75, restart 0" in _said(tmp_path)
-    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
-    # A slow machine is asked before its first step, which leaves nothing to save.
-    stopped = int([*re.findall(r"saved at step (\d+)", _said(tmp_path)), 0][0])
-    _await_step(tmp_path, stopped + 5)
-    assert _starts(tmp_path)[-1] == stopped
-    slurm.run("scancel", job)
-    assert _await_end(slurm, job, tmp_path) == "CANCELLED"
-    again = "launch/slurm: status 75, restart 1"
-    wait(lambda: again in _said(tmp_path), 30, lambda: _said(tmp_path))
-    assert int(re.findall(r"saved at step (\d+)", _said(tmp_path))[-1]) > stopped
-    assert slurm.job(job, "Restarts") == "1"
-    assert not slurm.run("squeue", "--noheader", f"--jobs={job}")
+    job = _train(slurm, folder, "--config.train.steps=1000000", options=options)
+    return folder, job
 
 
-def test_a_node_is_lost_and_the_job_goes_on_when_it_is_back(slurm, whole, tmp_path):
+def test_a_node_is_lost_and_the_job_goes_on_when_it_is_back(
+    slurm, whole, timed, tmp_path
+):
     """Fault 9, processes: a node of a job is lost.
 
     Promise: SLURM queues the job again, and the run goes on from its last checkpoint to
@@ -213,6 +201,37 @@ def test_a_node_is_lost_and_the_job_goes_on_when_it_is_back(slurm, whole, tmp_pa
     starts = _starts(tmp_path)
     assert len(starts) == 2 and starts[1] >= 50
     assert _numbers(tmp_path) == _numbers(whole)
+
+
+def test_out_of_time_it_goes_on_and_cancelled_it_does_not(slurm, timed):
+    """Fault 8, stopping: SLURM's time limit comes, and later the user cancels.
+
+    Promise: out of time the run saves, is queued again and goes on from there; what is
+    cancelled saves and stays cancelled.
+    """
+    folder, job = timed
+    wait(lambda: "restart 0" in _said(folder), 90, lambda: _said(folder))
+    assert "launch/slurm: status 75, restart 0" in _said(folder)
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    wait(lambda: len(_starts(folder)) > 1, 90, lambda: _said(folder))
+    begun = []
+    while begun != _starts(folder):  # it may have been warned again before the update
+        begun = _starts(folder)
+        time.sleep(5)
+        _await_step(folder, _starts(folder)[-1] + 5)
+    begun, restarts = _starts(folder), slurm.job(job, "Restarts")
+    assert set(begun) <= {0, *_saved(folder)}
+    slurm.run("scancel", job)
+    assert _await_end(slurm, job, folder) == "CANCELLED"
+    told = f"launch/slurm: status 75, restart {restarts}"
+    wait(lambda: told in _said(folder), 30, lambda: _said(folder))
+    assert _saved(folder)[-1] > begun[-1]
+    assert slurm.job(job, "Restarts") == restarts
+    assert not slurm.run("squeue", "--noheader", f"--jobs={job}")
+
+
+def _saved(folder):
+    return [int(step) for step in re.findall(r"saved at step (\d+)", _said(folder))]
 
 
 def test_a_mistake_is_told_and_not_tried_again(slurm, tmp_path):

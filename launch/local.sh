@@ -84,8 +84,17 @@ wanted="$kind${FM_EXTRAS:+,$FM_EXTRAS} $sums"
 found="$(cat "$venv/.fm_jax" 2>/dev/null || true)"
 [ -n "${FM_EXTRAS:-}" ] || [[ "$found" != "$kind,"*" $sums" ]] || wanted="$found"
 if [ "$found" != "$wanted" ]; then
-  install "$kind"
-  echo "$wanted" >"$venv/.fm_jax"
+  # Several may come at once, as an array's tasks do: one installs, and the others wait.
+  if command -v flock >/dev/null 2>&1 && [ -w "$(dirname "$venv")" ]; then
+    exec 9>"$venv.lock"
+    flock 9
+    found="$(cat "$venv/.fm_jax" 2>/dev/null || true)"
+  fi
+  if [ "$found" != "$wanted" ]; then
+    install "$kind"
+    echo "$wanted" >"$venv/.fm_jax"
+  fi
+  exec 9>&-
 fi
 
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"

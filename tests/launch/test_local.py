@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,25 @@ def test_local_sh_refuses_extras_that_are_no_names(installed):
     status, out, err = _end(_start(LAUNCH / "local.sh", "true", env=env))
     assert (status, out) == (2, "")
     assert "FM_EXTRAS must be names with commas between them; got 'parity;serve'" in err
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="flock must be there; got none")
+def test_of_several_that_come_at_once_one_installs(installed, tmp_path):
+    tools, log = tmp_path / "tools", tmp_path / "log"
+    tools.mkdir()
+    tool = tools / "uv"
+    tool.write_text(
+        f"#!/bin/sh\necho $1 >>{log}\nsleep 0.5\nfor venv; do :; done\n"
+        'if [ "$1" = venv ]; then mkdir -p "$venv/bin"; touch "$venv/pyvenv.cfg"; fi\n'
+    )
+    tool.chmod(0o755)
+    env = installed | {
+        "FM_VENV": str(tmp_path / "new"),
+        "PATH": f"{tools}:{installed['PATH']}",
+    }
+    several = [_start(LAUNCH / "local.sh", "echo", "ran", env=env) for _ in range(3)]
+    assert [_end(one)[:2] for one in several] == [(0, "ran\n")] * 3
+    assert log.read_text().split() == ["venv", "pip"]
 
 
 def test_an_installation_with_extras_serves_those_who_ask_for_none(installed):

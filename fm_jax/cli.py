@@ -81,6 +81,9 @@ def _main(argv: list[str]) -> int:
             return 0 if rest else EXIT_MISTAKE
         raise unknown("command", f"{name} {rest[0]}", group)
     command = COMMANDS[name]
+    group = [known for known in COMMANDS if known.startswith(f"{name} ")]
+    if group and rest and not rest[0].startswith("-"):
+        raise unknown("command", f"{name} {rest[0]}", group)
     if any(a in ("--help", "-h") for a in rest):
         print(_help(name, command))
         return 0

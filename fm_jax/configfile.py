@@ -4,6 +4,7 @@ A config file is Python with a `get_config()` or the `config.json` of a run. Imp
 jax.
 """
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -133,7 +134,12 @@ def load(path: str) -> Any:
 
 def load_base() -> dict:
     """Return the nested dict of every key's default."""
-    return load(str(BASE)).to_dict()
+    return {name: dict(keys) for name, keys in _sections(str(BASE)).items()}
+
+
+@functools.cache  # a sweep's file asks for it with each line
+def _sections(path: str) -> dict:
+    return load(path).to_dict()
 
 
 def read_run(run: Run) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def test_an_unknown_flag_is_refused_with_the_nearest(file):
     assert _mistake("train", f"--config={file}", "--workdri=x") == (
         "flag must be one of the known names; got 'workdri'. Did you mean 'workdir'? "
         "Known: workdir, config, coordinator, grace, hang, join_timeout, "
-        "num_processes, process_id, rewinds"
+        "num_processes, process_id, rewinds, track"
     )
 
 
@@ -292,7 +292,7 @@ def test_only_a_bool_key_has_a_no_form(file):
     assert _mistake("train", f"--config={file}", "--noconfig.model.num_layers") == (
         "flag must be one of the known names; got 'noconfig.model.num_layers'. "
         "Known: config, coordinator, grace, hang, join_timeout, num_processes, "
-        "process_id, rewinds, workdir"
+        "process_id, rewinds, track, workdir"
     )
 
 

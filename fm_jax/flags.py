@@ -42,6 +42,8 @@ def parse(command, argv: list[str]) -> tuple[Parsed, dict]:
         config = config_dict.ConfigDict()
         if config_file:
             config = configfile.load(config_file)
+        elif any(a.lstrip("-").startswith("config.") for a in argv):
+            raise UserError("--config must be given with --config.KEY=...; got none.")
         _check_keys(argv, config)
         _escape(config)
         argv = [_escaped(argument) for argument in argv]

@@ -112,7 +112,7 @@ ORDER = {
                 "suggest", "command"],
     "sweeps": ["ladder", "costs", "designs", "sweep", "plans", "variants", "lines",
                "workdir", "progress", "arrays", "outlook", "recipe", "labpage",
-               "children", "records", "standing", "task", "runner", "command"],
+               "children", "records", "task", "standing", "runner", "command"],
     "serve": ["refused", "fields", "requests", "replies", "chat", "served", "worker",
               "gate", "streams", "app", "opened", "command"],
     "planning": ["topologies", "plan", "search", "show", "shipped", "command"],

@@ -24,8 +24,13 @@ def sweep_run(flags, raw, argv) -> int:
     if said := task.diverged(folder, one):
         print(f"fm: {one.name} is left alone: {said}", file=sys.stderr)
         return DivergedError.exit_status
+    task.begins(folder, one)
     raw = workdir.config_of(folder, one)
-    runs.train_in(workdir.run_path(folder, one.name), raw, flags, argv)
+    try:
+        runs.train_in(workdir.run_path(folder, one.name), raw, flags, argv)
+    except UserError as error:
+        task.refused(folder, one, str(error))
+        raise
     return 0
 
 

@@ -51,6 +51,11 @@ def _asked(raw: dict, flags: Any):
     from fm_jax.sweeps import variants
 
     if not (flags.overrides or flags.grid):
+        if flags.config_file and "model" in raw and "design" not in raw:
+            raise UserError(
+                "--config must be a sweep's, as configs/sweeps/tiny_isoflop.py, or "
+                f"have --grid or --overrides beside it; got {flags.config_file} alone."
+            )
         return sweeps.check(raw) if flags.config_file else None
     if not flags.config_file or "design" in raw:
         raise UserError(

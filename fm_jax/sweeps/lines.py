@@ -65,7 +65,7 @@ def find(given: str) -> Path:
 def read(folder: Path) -> list[Planned]:
     """Return the runs of a folder's file; raises UserError on a line that is wrong."""
     runs: list[Planned] = []
-    for number, row in enumerate(_rows(folder), 1):
+    for number, row in enumerate(rows(folder, FORM), 1):
         where = f"line {number} of {folder / SWEEP_FILE}"
         if row["index"] != number - 1:
             raise UserError(
@@ -77,6 +77,16 @@ def read(folder: Path) -> list[Planned]:
             raise UserError(
                 f"{where} must have a name of its own and go on from a line before "
                 f"it; got {row['name']!r} and {row.get('parent', '')!r}. {AGAIN}"
+            )
+        steps, begin = row.get("steps", 0), row.get("branch_step", 0)
+        if (
+            not 0 <= begin <= max(0, steps - 1)
+            or steps < 0
+            or (steps and "total" not in row.get("params", {}))
+        ):
+            raise UserError(
+                f"{where} must have params with steps, and begin before its last step; "
+                f"got steps {steps}, branch_step {begin}. {AGAIN}"
             )
         try:
             row["config"] = configfile.of_stranger(row["config"], where)
@@ -92,16 +102,19 @@ def read(folder: Path) -> list[Planned]:
     return runs
 
 
-def _rows(folder: Path) -> Iterator[dict]:
-    for row in Run(folder).rows(SWEEP_FILE, form=FORM):
-        check_name(folder, row)
+def rows(folder: Path, form: dict = LINE) -> Iterator[dict]:
+    """Yield the objects of a folder's file; raises UserError on one of another form."""
+    file = folder / SWEEP_FILE
+    if not file.exists():
+        return
+    with open(file, "rb") as stream:  # of which Run.rows would leave out the last line
+        stream.seek(max(0, file.stat().st_size - 1))
+        if stream.read(1) not in (b"\n", b""):
+            raise UserError(f"{file} must end with a whole line; got one cut. {AGAIN}")
+    for row in Run(folder).rows(SWEEP_FILE, form=form):
+        if not NAME.fullmatch(row["name"]):
+            raise UserError(
+                f"{file} must name runs as 000-n1.2e6-d3e7-s0, their folders; got "
+                f"{row['name'][:40]!r}. {AGAIN}"
+            )
         yield row
-
-
-def check_name(folder: Path, row: dict) -> None:
-    """Raise UserError where a line's name is not that of a folder in runs/."""
-    if not NAME.fullmatch(row["name"]):
-        raise UserError(
-            f"{folder / SWEEP_FILE} must name runs as 000-n1.2e6-d3e7-s0, their "
-            f"folders; got {row['name'][:40]!r}. Choose another --workdir."
-        )

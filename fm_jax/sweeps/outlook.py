@@ -1,6 +1,7 @@
 """Before a sweep is paid for: every run, the cost of all, what a fit would know."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,8 +139,8 @@ def submission(runs: Sequence[Planned], file: str) -> list[str]:
     return [
         f"{file}: {len(runs)} runs",
         *(f"slurm   {command}" for command in commands),
-        f"here    fm sweep --workdir={Path(file).parent}",
-        f"status  fm sweep status {file}",
+        f"here    fm sweep --workdir={shlex.quote(str(Path(file).parent))}",
+        f"status  fm sweep status {shlex.quote(file)}",
     ]
 
 

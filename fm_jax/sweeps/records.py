@@ -22,6 +22,7 @@ FORM = {
     }
 }
 LOST = ("failed", "diverged", "blocked")  # nothing can begin from their last step
+TOLD = (*LOST, "lost", "unreadable")  # with a reason
 Record = dict[str, Any]  # state, and by that pid, seconds, exit, loss, why
 
 
@@ -61,8 +62,15 @@ def state(path: Path, one: Planned, record: Record) -> str:
 
 def reason(path: Path) -> str:
     """Return the first line of what a run says has stopped it, "" where nothing has."""
-    file = path / "FAILED"
-    return file.read_text(errors="replace").partition("\n")[0] if file.exists() else ""
+    return first_line(path / "FAILED")
+
+
+def first_line(file: Path) -> str:
+    """Return the first line of a small file, "" where there is none to read."""
+    try:
+        return jsonfiles.text(file).partition("\n")[0]
+    except (OSError, ValueError):
+        return ""
 
 
 def final_loss(path: Path) -> float | None:
@@ -92,5 +100,5 @@ def line(folder: Path, one: Planned, record: Record) -> progress.Line:
         steps=one.steps,
         loss=record.get("loss"),
         seconds=record.get("seconds"),
-        why=record.get("why", "") if now in LOST else "",
+        why=record.get("why", "") if now in TOLD else "",
     )

@@ -52,7 +52,7 @@ def run(
     closed. Its runs are stopped first.
     """
     if asked is None:
-        lines.read(folder)
+        lines.read(lines.find(str(folder)))
     else:
         workdir.planned(asked, folder)  # before anything is written
     slots = children.slots(parallel)

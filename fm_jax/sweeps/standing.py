@@ -4,20 +4,19 @@ from pathlib import Path
 
 from fm_jax import status
 from fm_jax.runs import Run
-from fm_jax.sweeps import arrays, children, lines, progress, records, workdir
+from fm_jax.sweeps import arrays, children, lines, progress, records, task, workdir
 from fm_jax.sweeps.plans import Planned
 from fm_jax.sweeps.progress import Line
 
-# Of the states of a run, those that a table of a sweep's tells by another word.
-WORDS = {"stopped": "waiting"}
-AGAIN, WAITS = ("failed", "lost"), ("waiting", "blocked")
+AGAIN, LEFT = ("failed", "lost"), ("failed", "lost", "waiting", "stopped", "blocked")
 
 
 def read(folder: Path) -> tuple[list[Planned], list[Line]]:
     """Return the runs of a sweep's file and where each is.
 
-    A run folder says it, and of runs that this machine's runner started its records.
-    Raises UserError where there is no such file or it is wrong.
+    Its run folder says it; of one that never began, the task that was refused, or what
+    this machine's runner noted. Raises UserError where there is no such file or it is
+    wrong.
     """
     runs = lines.read(folder)
     recorded = records.read(folder)
@@ -30,20 +29,36 @@ def table(folder: Path, file: str) -> list[str]:
     """Return the lines of `fm sweep status`; file: what the user calls the sweep's."""
     runs, found = read(folder)
     said = progress.table(found)
-    asks = {"to repeat what failed": AGAIN, "to run what waits": WAITS}
-    for title, states in asks.items():
-        if names := [line.name for line in found if line.state in states]:
-            commands = arrays.commands(runs, names, file)
+    states = {line.name: line.state for line in found}
+    again = {name for name, state in states.items() if state in AGAIN}
+    left = set()
+    for one in runs:  # parents stand first
+        if states[one.name] in LEFT and _may_begin(one, states, left):
+            left.add(one.name)
+    asks = {"to repeat what failed": again}
+    if left != again:
+        asks["to run what is left and can be"] = left
+    for title, names in asks.items():
+        if commands := arrays.commands(runs, names & left, file):
             said += ["", f"{title}, unless it is queued:", *commands]
     return said
+
+
+def _may_begin(one: Planned, states: dict[str, str], left: set[str]) -> bool:
+    """Return whether the run that it goes on from is done, or can be run before it."""
+    return not one.parent or one.parent in left or states[one.parent] == "done"
 
 
 def _record(folder: Path, one: Planned, recorded: dict) -> records.Record:
     path, record = workdir.run_path(folder, one.name), recorded.get(one.name, {})
     if children.is_ours(record.get("pid", 0), path):
         return record
-    record = records.known(path, one, record)
-    if record["state"] != "waiting" or not Run(path).exists():
-        return record
-    now = status.read(path)
-    return {"state": WORDS.get(now.state, now.state), "why": now.why}
+    if not Run(path).exists():
+        if why := task.refusal(folder, one):
+            return {"state": "failed", "why": why}
+        return records.known(path, one, record)
+    now = status.seen(path)
+    if now.state != "done":
+        return {"state": now.state, "why": now.why}
+    # Done with fewer steps than it has by now, it is to go on.
+    return records.known(path, one, record if one.is_done(Run(path)) else {})

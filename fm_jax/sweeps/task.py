@@ -23,6 +23,8 @@ def index_of(given: int, environ: Mapping[str, str]) -> int:
     """
     if given >= 0:
         return given
+    if given < -1:
+        raise UserError(f"--index must be >= 0; got {given}.")
     for name in INDEX_NAMES:
         if text := environ.get(name, ""):
             if not text.isdecimal() or len(text) > MOST_DIGITS:
@@ -58,6 +60,26 @@ def find(folder: Path, index: int) -> Planned:
                 "--dependency=afterany:JOB waits for it."
             )
     return one
+
+
+def refused(folder: Path, one: Planned, why: str) -> None:
+    """Leave word, beside the runs, of one that was refused, maybe for its folder."""
+    _word(folder, one).parent.mkdir(exist_ok=True)
+    Run(_word(folder, one).parent).write(_word(folder, one).name, f"{why}\n")
+
+
+def begins(folder: Path, one: Planned) -> None:
+    """Take away the word that an earlier task left."""
+    _word(folder, one).unlink(missing_ok=True)
+
+
+def refusal(folder: Path, one: Planned) -> str:
+    """Return why the last task of a run was refused, "" where it was not."""
+    return records.first_line(_word(folder, one))
+
+
+def _word(folder: Path, one: Planned) -> Path:
+    return folder / "logs" / f"{one.name}.refused"
 
 
 def diverged(folder: Path, one: Planned) -> str:

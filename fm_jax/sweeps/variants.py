@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fm_jax import config as configs
-from fm_jax import configfile, jsonfiles
+from fm_jax import configfile, demands, jsonfiles
 from fm_jax.errors import UserError, reason, unknown
 from fm_jax.hf import adopt
 from fm_jax.models import counts
@@ -56,7 +56,7 @@ def of_file(base: dict, file: Path) -> Variants:
             continue
         where = f"line {number} of {file}"
         try:
-            one = jsonfiles.parse(line)
+            one = jsonfiles.parse(line, object_pairs_hook=_once)
         except ValueError as error:
             raise UserError(f"{where} must be JSON; got {reason(error)}.") from error
         jsonfiles.check(one, dict, where)
@@ -83,6 +83,11 @@ def of_grid(base: dict, asked: Sequence[str]) -> Variants:
                 f"--grid must be section.key=VALUE,VALUE,...; got {text!r}. For "
                 "values with commas in them use --overrides."
             )
+        if key.strip() in axes:
+            raise UserError(
+                f"--grid must have each key once; got {key.strip()} twice. Write all "
+                "its values in one list."
+            )
         axes[key.strip()] = [_value(one) for one in listed.split(",")]
     combined = [
         dict(zip(axes, values, strict=True))
@@ -102,14 +107,16 @@ def plan(asked: Variants, *, earlier: Sequence[dict] = ()) -> list[Planned]:
     names = {record["hash"]: record["name"] for record in earlier}
     found: dict[str, Planned] = {}
     places: dict[str, str] = {}
-    next_index = len(names)
+    next_index, plain = len(names), configfile.flat(asked.base)
     for overrides, where in zip(asked.overrides, asked.places, strict=True):
         try:
             raw, config = _checked(asked.base, overrides)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         # What does not change a run's numbers, as a mesh, may be what is varied.
-        known_by = [configfile.fingerprint(raw, with_duration=True), overrides]
+        values = {key: demands.value(config, key) for key in overrides}
+        varied = {key: v for key, v in values.items() if v != plain[key]}
+        known_by = [configfile.fingerprint(raw, with_duration=True), varied]
         text = json.dumps(known_by, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         if digest in found:
@@ -129,6 +136,13 @@ def plan(asked: Variants, *, earlier: Sequence[dict] = ()) -> list[Planned]:
             **_figures(config),
         )
     return list(found.values())
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
 
 
 def _value(text: str) -> Any:
@@ -152,7 +166,8 @@ def _checked(base: dict, overrides: dict[str, Any]) -> tuple[dict, configs.Confi
         if key not in known:
             raise unknown("config key", key, known)
         section, name = key.split(".")
-        raw[section][name] = value
+        is_float = type(known[key]) is float and type(value) is int
+        raw[section][name] = float(value) if is_float else value
     raw = adopt.adopted(raw)
     return raw, configs.check(raw)
 

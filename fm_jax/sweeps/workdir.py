@@ -8,7 +8,6 @@ from fm_jax import configfile, jsonfiles, machine
 from fm_jax.errors import UserError
 from fm_jax.runs import Run
 from fm_jax.sweeps import costs, lines, plans, variants
-from fm_jax.sweeps.lines import LINE
 from fm_jax.sweeps.plans import Planned
 from fm_jax.sweeps.sweep import Sweep
 from fm_jax.sweeps.variants import Variants
@@ -83,15 +82,15 @@ def planned(
             _check_free(folder)
         return plan(asked)
     else:
-        records = _records(folder)
+        records = list(lines.rows(folder))
     runs = plan(asked, earlier=records)
     here = {one.hash for one in runs}
     lost = [record["name"] for record in records if record["hash"] not in here]
     if lost:
         raise UserError(
-            f"--workdir must be this sweep's; got {folder}, of whose {len(records)} "
-            f"runs {len(lost)} are not planned here, as {lost[0]} "
-            f"({_changed(old['sweep'], asked.raw)}). Choose another --workdir."
+            f"--workdir or --out must be this sweep's; got {folder}, of whose "
+            f"{len(records)} runs {len(lost)} are not planned here, as {lost[0]} "
+            f"({_changed(old['sweep'], asked.raw)}). Choose another."
         )
     return runs
 
@@ -108,14 +107,7 @@ def read(folder: Path) -> tuple[dict, list[dict]]:
         )
     plan = configfile.read_json(folder / PLAN)
     jsonfiles.check(plan, {"sweep": dict}, f"{folder / PLAN}")
-    return plan, _records(folder)
-
-
-def _records(folder: Path) -> list[dict]:
-    records = list(Run(folder).rows(SWEEP_FILE, form=LINE))
-    for record in records:
-        lines.check_name(folder, record)
-    return records
+    return plan, list(lines.rows(folder))
 
 
 def finished(folder: Path, runs: Sequence[Planned]) -> list[costs.Measured]:

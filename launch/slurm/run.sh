@@ -45,12 +45,15 @@ rm -rf "$statuses"
 echo "launch/slurm: status $status, restart ${SLURM_RESTART_COUNT:-0}"
 again "$status" || exit "$status"
 
+# One task of an array has the array's own number: by that all would be meant.
+job="$SLURM_JOB_ID"
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 # After scancel the job is COMPLETING here; preempted or out of time it is RUNNING.
 # Queued again the one that was cancelled would rise from the dead.
-[ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null)" = RUNNING ] || exit "$status"
+[ "$(squeue --noheader --jobs="$job" --format=%T 2>/dev/null)" = RUNNING ] || exit "$status"
 if [ "${SLURM_RESTART_COUNT:-0}" -ge "${FM_MAX_RESTARTS:-100}" ]; then
   echo "launch/slurm: not queued again after FM_MAX_RESTARTS=${FM_MAX_RESTARTS:-100} restarts." >&2
   exit "$status"
 fi
-scontrol requeue "$SLURM_JOB_ID" && sleep 60 # which ends this script
+scontrol requeue "$job" && sleep 60 # which ends this script
 exit "$status"

@@ -29,7 +29,6 @@ def get_config():
     config.data.update(source="synthetic", tokenizer="symbols", max_length=32)
     config.synthetic.update(num_tokens=20000, num_eval_tokens=2000)
     config.train.update(batch_size=4, steps={STEPS})
-    config.train.compile_cache = "%s"
     config.eval.every = 0
     config.checkpoint.every = 100
     config.log.every = 1
@@ -73,11 +72,12 @@ def slurm():
             "FM_VENV": str(venv),
             "FM_ACCELERATOR": "cpu",
             "FM_EXTRAS": "",
+            "HOME": str(folder),  # where compiled programs are kept
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "OMP_NUM_THREADS": "1",
         }
-        (folder / "tiny.py").write_text(CONFIG % (folder / "programs"))
+        (folder / "tiny.py").write_text(CONFIG)
         cluster.config = folder / "tiny.py"
         try:
             cluster.start()
@@ -298,6 +298,23 @@ def test_a_script_submitted_elsewhere_says_from_where(slurm, tmp_path):
         assert _await_end(slurm, job, folder) == "FAILED"
 
 
+def test_a_task_of_an_array_is_queued_again_alone(slurm, tmp_path):
+    """The last task has the number of its whole array."""
+    code = "[ $SLURM_ARRAY_TASK_ID$SLURM_RESTART_COUNT != 1 ] || exit 75; sleep 3"
+    options = ("--nodes=1", "--array=0-1")
+    words = (SLURM / "train.sbatch", "bash", "-c", code)
+    job = _submit(slurm, tmp_path, *words, options=options)
+    wait(lambda: "status 75, restart 0" in _said(tmp_path), 60)
+    wait(
+        lambda: not slurm.run("squeue", "--noheader", f"--jobs={job}"),
+        60,
+        lambda: _said(tmp_path),
+    )
+    ended = {str(i): slurm.job(f"{job}_{i}", "JobState") for i in (0, 1)}
+    assert ended == {"0": "COMPLETED", "1": "COMPLETED"}
+    assert [slurm.job(f"{job}_{i}", "Restarts") for i in (0, 1)] == ["0", "1"]
+
+
 NUM_RUNS, BAD = 20, 7
 
 
@@ -389,7 +406,7 @@ def test_an_index_beyond_the_file_is_told(slurm, swept):
 
 def test_runs_of_an_array_share_programs_that_are_their_user_s(slurm, swept, whole):
     folder, names = swept
-    programs = slurm.config.parent / "programs"
+    programs = slurm.config.parent / ".cache" / "fm_jax" / "programs"
     assert (programs.stat().st_mode & 0o077) == 0
     log = (folder / "runs" / names[-1] / "log.txt").read_text()
     (misses,) = re.findall(r"persistent cache: \d+ hits .*?, (\d+) misses", log)[:1]

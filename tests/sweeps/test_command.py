@@ -24,7 +24,9 @@ def _sweep(**given):
         "mfu": 0.4,
         "fit": "",
     }
-    raw = configfile.load(str(CONFIG)).to_dict()
+    if given.pop("quickstart", False):
+        flags["config_file"] = str(ROOT / "configs" / "quickstart.py")
+    raw = configfile.load(str(flags["config_file"])).to_dict()
     return command.sweep(raw, types.SimpleNamespace(**flags | given))
 
 
@@ -37,12 +39,16 @@ def _sweep(**given):
         ({"out": "a:b/sweep.jsonl"}, "--out must have no colon in its path; got /"),
         ({"grid": ["train.seed=1"]}, "--config must be a run's, as configs/quicksta"),
         ({"overrides": "x.jsonl"}, "--config must be a run's, as configs/quickstart"),
+        (
+            {"quickstart": True},
+            "--config must be a sweep's, as .*--grid or --overrides",
+        ),
         ({"config_file": ""}, "--config or --workdir must be given: what to plan, or"),
         (
             {"config_file": "", "dry_run": True, "workdir": "a"},
             "must be given with --out and --dry_r",
         ),
-        ({"config_file": "", "workdir": "a"}, "must have a run a line; got none"),
+        ({"config_file": "", "workdir": "a"}, "must be a sweep.jsonl or the folder"),
         ({"parallel": 0}, "--parallel must be >= 1; got 0"),
         ({"mfu": 1.5}, "--mfu must be above 0 and at most 1; got 1.5"),
     ],

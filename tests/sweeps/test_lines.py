@@ -64,12 +64,29 @@ def test_a_file_or_its_folder_names_a_sweep(seeds):
         ({"config": 3}, "config of line 2 of .* must be an object"),
         ({"parent": "002-none"}, "line 2 of .*go on from a line before it"),
         ({"steps": "many"}, "steps of line 2 of .* must be a whole number"),
+        ({"steps": 5, "params": {}}, "line 2 of .*must have params with steps"),
+        ({"steps": 5, "branch_step": 5}, "line 2 of .*begin before its last step"),
+        ({"steps": -4}, "line 2 of .*begin before its last step; got steps -4"),
     ],
 )
 def test_a_line_that_is_wrong_is_told_with_its_number(seeds, keys, said):
     folder, _ = seeds
     _change(folder, 1, **keys)
     with pytest.raises(UserError, match=said):
+        lines.read(folder)
+
+
+def test_a_file_that_was_cut_is_refused_whole(seeds):
+    folder, _ = seeds
+    file = folder / "sweep.jsonl"
+    for cut in (1, 30):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-cut])
+        with pytest.raises(UserError, match="must end with a whole line; got one cut"):
+            lines.read(folder)
+        file.write_bytes(whole)
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match="must have a run a line; got none"):
         lines.read(folder)
 
 
@@ -102,6 +119,8 @@ def test_a_task_that_is_told_no_line_or_none_that_is_says_so(seeds):
         task.index_of(-1, {})
     with pytest.raises(UserError, match="FM_SWEEP_INDEX must be a whole number"):
         task.index_of(-1, {"FM_SWEEP_INDEX": "-1"})
+    with pytest.raises(UserError, match="--index must be >= 0; got -4"):
+        task.index_of(-4, {"FM_SWEEP_INDEX": "1"})
     with pytest.raises(UserError, match=r"below 3, .*got 3. An array of all is 0-2"):
         task.find(folder, 3)
 

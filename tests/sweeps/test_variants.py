@@ -67,6 +67,19 @@ def test_a_wrong_line_is_told_with_its_number(tmp_path, line, said):
         variants.plan(_of_lines(tmp_path, f'{{"{RATE}": 0.001}}', line))
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ('{"optimizer.learning_rate": 1}', '{"optimizer.learning_rate": 1.0}'),
+        ("{}", '{"train.seed": 0}'),
+        ('{"data.paths": []}', "{}"),
+    ],
+)
+def test_the_same_run_in_other_words_is_the_same(tmp_path, lines):
+    with pytest.raises(UserError, match=r"line 2 of .*got that of line 1"):
+        variants.plan(_of_lines(tmp_path, *lines))
+
+
 def test_files_and_grids_that_are_none_are_refused(tmp_path):
     with pytest.raises(UserError, match="must be a file of JSON lines; got"):
         variants.of_file(_base(), tmp_path / "none.jsonl")
@@ -74,6 +87,10 @@ def test_files_and_grids_that_are_none_are_refused(tmp_path):
         _of_lines(tmp_path, "")
     with pytest.raises(UserError, match=r"--grid must be section.key=VALUE"):
         variants.of_grid(_base(), [RATE])
+    with pytest.raises(UserError, match=r"each key once; got train.seed twice"):
+        variants.of_grid(_base(), ["train.seed=1,2", "train.seed=3"])
+    with pytest.raises(UserError, match=r"line 1 of .*must be JSON; got a key twice"):
+        _of_lines(tmp_path, '{"train.seed": 1, "train.seed": 2}')
     with pytest.raises(UserError, match=r"--grid at .*config key must be one of"):
         variants.plan(variants.of_grid(_base(), ["train.sed=1"]))
 

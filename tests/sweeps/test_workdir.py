@@ -61,7 +61,7 @@ def test_another_sweep_is_refused_with_what_differs(tmp_path):
     with pytest.raises(UserError) as caught:
         workdir.write(other, tmp_path)
     said = str(caught.value)
-    assert "--workdir must be this sweep's" in said
+    assert "--workdir or --out must be this sweep's" in said
     assert "base.optimizer.learning_rate: 0.02 there, 0.005 here" in said
     assert "log.every" not in said
     assert _files(tmp_path) == before

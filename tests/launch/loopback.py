@@ -7,6 +7,7 @@ named by addresses, 127.0.0.1 and 127.0.0.2, so that nobody has to resolve them.
 import contextlib
 import os
 import pathlib
+import pwd
 import random
 import re
 import secrets
@@ -85,8 +86,6 @@ class Cluster:
 
     def start(self) -> None:
         """Start munge, the controller and both nodes; wait until all are idle."""
-        import getpass
-
         folder, host = self.folder, socket.gethostname().partition(".")[0]
         (folder / "state").mkdir(parents=True)
         (folder / "munge").mkdir(mode=0o755)
@@ -103,7 +102,7 @@ class Cluster:
                 folder=folder,
                 host=host,
                 port=port,
-                user=getpass.getuser(),
+                user=pwd.getpwuid(os.getuid()).pw_name,
                 nodes="\n".join(nodes),
             )
         )

@@ -65,6 +65,7 @@ def find(given: str) -> Path:
 def read(folder: Path) -> list[Planned]:
     """Return the runs of a folder's file; raises UserError on a line that is wrong."""
     runs: list[Planned] = []
+    known: set[str] = set()
     for number, row in enumerate(rows(folder, FORM), 1):
         where = f"line {number} of {folder / SWEEP_FILE}"
         if row["index"] != number - 1:
@@ -72,11 +73,11 @@ def read(folder: Path) -> list[Planned]:
                 f"index of {where} must be {number - 1}, its place; got "
                 f"{row['index']}. {AGAIN}"
             )
-        known = {one.name for one in runs}
-        if row["name"] in known or row.get("parent", "") not in ("", *known):
+        parent = row.get("parent", "")
+        if row["name"] in known or (parent and parent not in known):
             raise UserError(
                 f"{where} must have a name of its own and go on from a line before "
-                f"it; got {row['name']!r} and {row.get('parent', '')!r}. {AGAIN}"
+                f"it; got {row['name']!r} and {parent!r}. {AGAIN}"
             )
         steps, begin = row.get("steps", 0), row.get("branch_step", 0)
         if (
@@ -93,6 +94,7 @@ def read(folder: Path) -> list[Planned]:
             sweeps.configs.check(row["config"])
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+        known.add(row["name"])
         fields = {key.removesuffix("?") for key in FORM}
         runs.append(Planned(**{k: v for k, v in row.items() if k in fields}))
     if not runs:

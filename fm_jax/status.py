@@ -105,7 +105,7 @@ def lines(found: Sequence[Status]) -> list[str]:
 
 def cells(status: Status) -> tuple[str, ...]:
     """Return what a table shows of a run, in the order of HEADER."""
-    why = printable(status.why)
+    why = printable(status.why.replace(f"{status.path}/", ""))  # which stands first
     return (
         printable(str(status.path)),
         status.state,

@@ -56,15 +56,6 @@ def read(path: Path) -> Status:
         return _read(path)
 
 
-def is_alive(path: Path) -> bool:
-    """Return whether a run has begun, gives signs of life and has not ended.
-
-    Raises UserError as `read`.
-    """
-    with _readable(path):
-        return life.read(path)[0] == "running"
-
-
 def seen(path: Path) -> Status:
     """Return where a run is; a folder that tells nonsense is `unreadable`."""
     try:

@@ -33,7 +33,6 @@ def test_a_run_that_goes_on_is_told_in_numbers(tmp_path):
         attempts=1,
         goodput=0.5,
     )
-    assert status.is_alive(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,6 @@ def test_the_state_is_what_the_folder_tells(files, state, why, tmp_path):
     path = folders.run(tmp_path / "run", **files)
     found = status.read(path)
     assert (found.state, found.why) == (state, why)
-    assert status.is_alive(path) == (state == "running")
     assert (found.seconds_left is not None) == (state == "running")
 
 
@@ -110,7 +108,6 @@ def test_a_run_that_is_done_tells_its_final_loss(tmp_path):
 def test_nothing_begun_is_waiting(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         assert status.read(path) == status.Status(path=path, state="waiting")
-        assert not status.is_alive(path)
 
 
 def test_before_its_first_step_nothing_but_signs_of_life_are_known(tmp_path):

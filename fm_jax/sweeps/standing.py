@@ -60,5 +60,4 @@ def _record(folder: Path, one: Planned, recorded: dict) -> records.Record:
     now = status.seen(path)
     if now.state != "done":
         return {"state": now.state, "why": now.why}
-    # Done with fewer steps than it has by now, it is to go on.
-    return records.known(path, one, record if one.is_done(Run(path)) else {})
+    return records.known(path, one, record)  # of fewer steps it is to go on

@@ -4,6 +4,7 @@ Which one, the array says: SLURM's task id, or the index of a Kubernetes job. A 
 is done stays done, so the whole array can be submitted again.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,14 +64,20 @@ def find(folder: Path, index: int) -> Planned:
 
 
 def refused(folder: Path, one: Planned, why: str) -> None:
-    """Leave word, beside the runs, of one that was refused, maybe for its folder."""
-    _word(folder, one).parent.mkdir(exist_ok=True)
-    Run(_word(folder, one).parent).write(_word(folder, one).name, f"{why}\n")
+    """Leave word, beside the runs, of one that was refused, maybe for its folder.
+
+    Where it cannot be left, or another process of the task does, the refusal stands.
+    """
+    word = _word(folder, one)
+    with contextlib.suppress(OSError, UserError):
+        word.parent.mkdir(exist_ok=True)
+        Run(word.parent).write(word.name, f"{why}\n")
 
 
 def begins(folder: Path, one: Planned) -> None:
     """Take away the word that an earlier task left."""
-    _word(folder, one).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        _word(folder, one).unlink()
 
 
 def refusal(folder: Path, one: Planned) -> str:
